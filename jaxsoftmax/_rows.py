@@ -1,0 +1,319 @@
+"""One row of logits: observed, finished, pulled back. The only file with exp and log of logits.
+
+A row is seen from one of its classes, the *label* k, against all the others:
+
+    m = max_{j≠k} x_j        S = Σ_{j≠k} exp(x_j − m)        gap = m + log S − x_k
+
+    −log p_k = log(1 + exp(gap))        1 − p_k = −expm1(log p_k)
+
+Nothing is absorbed: p_k is never formed before it is subtracted from 1, and a sum that holds
+exp(0) = 1 for the label is never asked for what lies below 1e-7. For distributions, where there
+is no label, k is the largest class; then this is the log-sum-exp that leaves the maximum out of
+the sum and adds it by log1p (Blanchard, Higham and Higham, IMA J. Numer. Anal. 41(4), 2021).
+
+m is a constant under differentiation: it cancels in every quantity below, and S carries the
+derivative. (Reading it through max would split the derivative over ties and spoil the Hessian.)
+A class that does not exist has logit −inf. A row that holds +inf is saturated: its probability
+sits on the infinite classes, in equal parts, and nothing finite moves it: its gradient is 0.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float, Int
+
+from jaxsoftmax import _extremes, _precision
+from jaxsoftmax._precision import accumulator, bits, from_bits, largest, widen, widen_apart
+
+
+class RowState(NamedTuple):
+    """What one pass over the classes of a row leaves."""
+
+    label_logit: Float[Array, "..."]  # x_k
+    maximum: Float[Array, "..."]  # m, -inf and +inf included; a constant under differentiation
+    others: Float[Array, "..."]  # S = Σ_{j≠k} exp(x_j − m), at least 1 where others exist
+
+
+class Row(NamedTuple):
+    """A finished row: everything that a loss needs to know of it."""
+
+    loss: Float[Array, "..."]  # −log p_k
+    excess: Float[Array, "..."]  # logsumexp(x) − top, between 0 and log C
+    top: Float[Array, "..."]  # max_j x_j, ±inf included; a constant under differentiation
+
+
+# --- observe --------------------------------------------------------------------------------------
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def observe(
+    logits: Float[Array, "... C"], label: Int[Array, "..."], blocks: int = _extremes.BLOCKS
+) -> RowState:
+    """The state of each row seen from its label; a label outside [0, C) makes it NaN."""
+    label_logit = widen(take_label(logits, label))
+    maximum = widen(_extremes.maximum_of_others(logits, label, blocks))
+    finite = _finite(maximum)
+    # All classes go into the sum, without a mask (a mask in a reduction costs XLA:CPU a copy of
+    # the logits); the label's own term is known, and comes off without loss: where the label is
+    # the largest it is exactly 1 and the others sum to at least 1.
+    everyone = _sum_of_exp(logits, finite)
+    others = everyone - jnp.exp(jnp.minimum(label_logit - finite, 0.0))
+    return RowState(label_logit, maximum, others)
+
+
+@observe.defjvp
+def _observe_jvp(blocks, primals, tangents):  # type: ignore[no-untyped-def]
+    logits, label = primals
+    state = observe(logits, label, _extremes.BLOCKS_BESIDE_A_GRADIENT)
+    # One upcast for all terms: in reverse mode they are then added in float32 and rounded once.
+    tangent = widen(tangents[0])
+    here = _extremes.is_class(logits, label)
+    # ∂x_k = ẋ_k, where x_k is a number that can move; ∂S = Σ_{j≠k} exp(x_j − m) ẋ_j.
+    label_tangent = jnp.sum(jnp.where(here, tangent, 0.0), axis=-1)
+    label_tangent = jnp.where(jnp.isinf(state.label_logit), 0.0, label_tangent)
+    others_tangent = jnp.sum(_terms(logits, label, _finite(state.maximum)) * tangent, axis=-1)
+    return state, RowState(label_tangent, jnp.zeros_like(state.maximum), others_tangent)
+
+
+@jax.custom_jvp
+def _terms(
+    logits: Float[Array, "... C"], label: Int[Array, "..."], maximum: Float[Array, "..."]
+) -> Float[Array, "... C"]:
+    """exp(min(x_j − m, 0)) for the other classes, 0 for the label."""
+    here = _extremes.is_class(logits, label)
+    if logits.dtype == accumulator(logits.dtype):
+        # The exponentials of the sum in `observe`, letter by letter: XLA:CPU computes them once.
+        return jnp.where(here, 0.0, _exponentials(logits, maximum))
+    # Where they would need an array of their own, each pass keeps to itself: another upcast, and
+    # −m in place of m, since even the broadcast of a shared m is written to memory otherwise.
+    below = jnp.minimum(widen_apart(logits) + (-maximum)[..., None], 0.0)
+    return jnp.exp(jnp.where(here, -jnp.inf, below))
+
+
+@_terms.defjvp
+def _terms_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    terms = _terms(*primals)
+    return terms, terms * widen(tangents[0])
+
+
+# --- finish ---------------------------------------------------------------------------------------
+
+
+@jax.custom_jvp
+def finish(state: RowState) -> Row:
+    """−log p_k, logsumexp(x) − max(x) and max(x) of each row."""
+    # The difference of two logits rounds, too: at 64 half an ulp is 4e-6, and e^gap inherits it.
+    label_logit = jnp.minimum(state.label_logit, largest(state.label_logit))
+    gap, error = _precision.two_sum(_finite(state.maximum), -label_logit)
+    gap = jnp.where((state.label_logit == jnp.inf) & (state.maximum < jnp.inf), -jnp.inf, gap)
+    # The label is the largest: log1p(S e^gap), in two halves so that only the result underflows.
+    half = jnp.exp(0.5 * jnp.minimum(gap, 0.0))
+    ahead = jnp.log1p(half * (state.others * half) * (1.0 + error))
+    # Another class is: then S >= 1, and log(S + e^-gap) is what logsumexp lies above that class.
+    above = jnp.log(jnp.maximum(state.others, 1.0) + jnp.exp(-jnp.maximum(gap, 0.0)))
+    label_leads = gap <= 0.0
+    loss = jnp.where(label_leads, ahead, gap + (error + above))
+    loss = jnp.where((state.maximum == jnp.inf) & (state.label_logit < jnp.inf), jnp.inf, loss)
+    excess = jnp.where(label_leads, ahead, above)
+    top = jnp.maximum(state.label_logit, state.maximum)
+    return Row(loss, jnp.where(top == -jnp.inf, 0.0, excess), top)
+
+
+@finish.defjvp
+def _finish_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    (state,), (tangent,) = primals, tangents
+    row = finish(state)
+    saturated = row.top == jnp.inf
+    p_label = jnp.where(saturated, 0.0, jnp.exp(-row.loss))
+    p_others = jnp.where(saturated, 0.0, -jnp.expm1(-row.loss))  # 1 − p_k, nothing absorbed
+    # ∂ log S, weighted: Σ_{j≠k} p_j ẋ_j.
+    others = jnp.where(state.others == 0.0, 1.0, state.others)
+    moved_others = p_others / others * tangent.others
+    loss = moved_others - p_others * tangent.label_logit
+    excess = moved_others + p_label * tangent.label_logit
+    return row, Row(loss, excess, jnp.zeros_like(row.top))
+
+
+def from_largest(logits: Float[Array, "... C"]) -> Row:
+    """The row seen from its largest class, where nothing but the distribution is asked for."""
+    return finish(observe(logits, _extremes.argmax(logits)))
+
+
+def logsumexp(row: Row) -> Float[Array, "..."]:
+    """log Σ_j exp(x_j) of each row."""
+    return row.top + row.excess
+
+
+def probabilities(logits: Float[Array, "... C"]) -> Float[Array, "... C"]:
+    """exp(x_c − top) / Σ_j exp(x_j − top); all 0 where no class exists."""
+    top = _finite(jnp.max(logits, axis=-1))
+    total = _sum_of_exp(logits, top)
+    scale = jnp.where(total == 0.0, 1.0, total)
+    return _exponentials(logits, top) / scale[..., None]
+
+
+def log_probabilities(logits: Float[Array, "... C"], row: Row) -> Float[Array, "... C"]:
+    """−(top − x_c) − excess."""
+    return -_gap(logits, row.top) - row.excess[..., None]
+
+
+def against_zero(logits: Float[Array, "..."]) -> Float[Array, "..."]:
+    """−log σ(x): the two-class row [x, 0] seen from its first class."""
+    zero = jnp.zeros_like(logits)
+    return finish(RowState(label_logit=logits, maximum=zero, others=zero + 1.0)).loss
+
+
+@jax.custom_jvp
+def take_label(logits: Float[Array, "... C"], label: Int[Array, "..."]) -> Float[Array, "..."]:
+    """x_label, NaN for the label C, which is no class.
+
+    The derivative is a masked sum, whose transpose is a select that fuses with what is added to
+    it, where a gather's is a scatter into an array of zeros.
+    """
+    classes = logits.shape[-1]
+    home = jnp.minimum(label, classes - 1)[..., None]
+    picked = from_bits(jnp.take_along_axis(bits(logits), home, axis=-1)[..., 0], logits.dtype)
+    return jnp.where(label < classes, picked, jnp.nan)
+
+
+@take_label.defjvp
+def _take_label_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    logits, label = primals
+    # A label that is no class makes the gradient of its row NaN, as it makes the loss.
+    invalid = label >= logits.shape[-1]
+    here = _extremes.is_class(logits, label) | invalid[..., None]
+    tangent = jnp.sum(jnp.where(here, tangents[0], 0), axis=-1)
+    loud = jnp.where(invalid, jnp.nan, 1.0).astype(tangent.dtype)
+    return take_label(logits, label), loud * tangent
+
+
+# --- what soft targets and statistics need beside it ----------------------------------------------
+
+
+@jax.custom_jvp
+def weighted_gap(
+    logits: Float[Array, "... C"],
+    coefficients: Float[Array, "... C"],
+    top: Float[Array, "..."],
+    label: Int[Array, "..."] | None = None,
+) -> Float[Array, "..."]:
+    """Σ_c coefficients_c (top − x_c), with 0·inf = 0; top is max(x), or x_label where it is that.
+
+    With it, Σ_c a_c (−log p_c) = (Σ_c a_c)·excess + weighted_gap(x, a, top): every term is the
+    distance below the largest logit, so that a common offset of the logits costs no digits.
+
+    Without a label, top is a constant under differentiation; with one, it moves with x_label.
+    """
+    gap = _gap(logits, top)
+    return jnp.sum(jnp.where(coefficients == 0.0, 0.0, coefficients * gap), axis=-1)
+
+
+def _weighted_gap_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    logits, coefficients, top, label = primals
+    moved_logits, moved_coefficients, _, _ = tangents
+    gap = _gap(logits, top)
+    fixed = jnp.isinf(gap) | jnp.isinf(top)[..., None]
+    tangent = jnp.zeros_like(top)
+    if not _is_zero(moved_logits):
+        approach = -moved_logits
+        if label is not None:
+            # Σ_{c≠k} a_c (ẋ_k − ẋ_c): the label itself is in no sum, so that its gradient is that
+            # of the others together and not the difference of two large numbers.
+            here = _extremes.is_class(logits, label)
+            top_tangent = jnp.sum(jnp.where(here, moved_logits, 0.0), axis=-1)
+            approach = jnp.where(here, 0.0, approach + top_tangent[..., None])
+        tangent += jnp.sum(jnp.where(fixed, 0.0, coefficients * approach), axis=-1)
+    if not _is_zero(moved_coefficients):
+        origin = top if label is None else take_label(logits, label)
+        distance = jnp.where(fixed, 0.0, origin[..., None] - jnp.where(fixed, 0.0, logits))
+        tangent += jnp.sum(moved_coefficients * distance, axis=-1)
+    return weighted_gap(logits, coefficients, top, label), tangent
+
+
+weighted_gap.defjvp(_weighted_gap_jvp, symbolic_zeros=True)
+
+
+def entropy(logits: Float[Array, "... C"], row: Row) -> Float[Array, "..."]:
+    """−Σ_j p_j log p_j = excess + Σ_j p_j (top − x_j): two terms of one sign, none absorbed."""
+    return row.excess + jnp.exp(-row.excess) * _mean_gap(logits, row.top)
+
+
+@jax.custom_jvp
+def _mean_gap(logits: Float[Array, "... C"], top: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Σ_j exp(x_j − top) (top − x_j), top being a constant."""
+    gap = _gap(logits, top)
+    return jnp.sum(jnp.exp(-gap) * jnp.where(jnp.isinf(gap), 0.0, gap), axis=-1)
+
+
+@_mean_gap.defjvp
+def _mean_gap_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    logits, top = primals
+    gap = _gap(logits, top)
+    fixed = jnp.isinf(gap) | jnp.isinf(top)[..., None]
+    distance = jnp.where(fixed, 0.0, top[..., None] - jnp.where(fixed, 0.0, logits))
+    slope = jnp.where(fixed, 0.0, jnp.exp(-distance) * (distance - 1.0))
+    return _mean_gap(logits, top), jnp.sum(slope * tangents[0], axis=-1)
+
+
+# --- helpers --------------------------------------------------------------------------------------
+
+
+def _exponentials(logits: Array, maximum: Array) -> Array:
+    """exp(min(x_j − m, 0)): no overflow where x_j is the label and far above the others."""
+    # −0.0, since a broadcast 0.0 that the gradient's pass needs too is written to memory by
+    # XLA:CPU (JAX 0.10.2, 1024 x 32000 bfloat16: 125 MiB of zeros).
+    return jnp.exp(jnp.minimum(widen(logits) - maximum[..., None], -0.0))
+
+
+def _sum_of_exp(logits: Array, maximum: Array) -> Array:
+    """Σ_j exp(min(x_j − m, 0)), long rows in pieces on the CPU."""
+    pieces = _pieces(logits.shape[-1])
+    if pieces == 1:
+        return _sum_at_once(logits, maximum)
+    return lax.platform_dependent(
+        logits, maximum, cpu=partial(_sum_in_pieces, pieces=pieces), default=_sum_at_once
+    )
+
+
+def _sum_at_once(logits: Array, maximum: Array) -> Array:
+    return jnp.sum(_exponentials(logits, maximum), axis=-1)
+
+
+def _sum_in_pieces(logits: Array, maximum: Array, *, pieces: int) -> Array:
+    """The same sum over shorter rows, whose sums are added.
+
+    XLA:CPU's exp-sum falls off a cliff beyond 32768 classes (JAX 0.10.2, 512 x 131072 float32:
+    230 ms, as 2048 rows of 32768 thirty); only rows of a two-dimensional array help.
+    """
+    length = logits.shape[-1] // pieces
+    maxima = jnp.broadcast_to(maximum[..., None], (*maximum.shape, pieces))
+    sums = _sum_at_once(logits.reshape(-1, length), maxima.reshape(-1))
+    return jnp.sum(sums.reshape(maxima.shape), axis=-1)
+
+
+_LONGEST_ROW = 32768
+
+
+def _pieces(classes: int) -> int:
+    """Into how many rows of at most `_LONGEST_ROW` a row is cut; 1 where no number divides it."""
+    fewest = -(-classes // _LONGEST_ROW)
+    return next((n for n in range(fewest, 4 * fewest) if classes % n == 0), 1)
+
+
+def _gap(logits: Array, top: Array) -> Array:
+    """Top − x_c >= 0: +inf for a class that does not exist, 0 at the top even where it is inf."""
+    below = top[..., None]
+    return jnp.where(logits == -jnp.inf, jnp.inf, jnp.where(logits == below, 0.0, below - logits))
+
+
+def _finite(x: Array) -> Array:
+    return jnp.clip(x, -largest(x), largest(x))
+
+
+def _is_zero(tangent: object) -> bool:
+    return type(tangent) is jax.custom_derivatives.SymbolicZero

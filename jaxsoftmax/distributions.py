@@ -1,0 +1,215 @@
+"""Softmax, its logarithm and its normaliser, each with its derivative right under it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float
+
+from jaxsoftmax import _arguments, _extremes, _logits, _rows
+from jaxsoftmax._precision import widen
+
+_Array = Array | np.ndarray
+
+
+def logsumexp(
+    logits: Float[_Array, "..."],
+    axis: int | tuple[int, ...] = -1,
+    *,
+    where: Bool[_Array, "..."] | None = None,
+    keepdims: bool = False,
+) -> Float[Array, "..."]:
+    r"""log Σ_c exp(x_c), the logarithm of softmax's normaliser.
+
+    With a the largest class, log Σ exp(x) = x_a + log1p(Σ_{j≠a} exp(x_j − x_a)): the maximum is
+    left out of the sum, so that `logsumexp([0, -40])` is 4.2e-18 and not 0.
+
+    Args:
+        logits: `[..., C, ...]`, floating point.
+        axis: the class axis, or several.
+        where: boolean, broadcastable to `logits`; excluded classes do not exist.
+        keepdims: keep the class axes with length 1.
+
+    Returns:
+        The logits' shape without the class axes, in float32 (float64 for float64 logits); -inf
+        where no class exists, +inf where a logit is +inf, NaN where one is NaN.
+
+    Gradients: softmax(x); 0 for a class that does not exist, and in a slice that holds +inf.
+
+    Raises:
+        TypeError: integer logits, a Python list, an axis that is no int, `where` not boolean.
+        ValueError: an axis out of range or without classes, `where` of another shape.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxsoftmax import logsumexp
+        >>> print(logsumexp(jnp.array([0.0, -40.0])))
+        4.248354e-18
+
+    Source: Blanchard, Higham and Higham, "Accurately computing the log-sum-exp and softmax
+        functions", IMA J. Numer. Anal. 41(4), 2021.
+    """
+    if not isinstance(keepdims, bool):
+        raise TypeError(f"keepdims must be True or False, got {keepdims!r}")
+    x, axes, mask = _check(logits, axis, where)
+    return _apply_logsumexp(x, mask, axes=axes, keepdims=keepdims)
+
+
+def softmax(
+    logits: Float[_Array, "..."],
+    axis: int | tuple[int, ...] = -1,
+    *,
+    where: Bool[_Array, "..."] | None = None,
+) -> Float[Array, "..."]:
+    r"""ŷ_c = exp(x_c) / Σ_j exp(x_j): logits to a probability distribution.
+
+    Args:
+        logits: `[..., C, ...]`, floating point.
+        axis: the class axis, or several that share one distribution.
+        where: boolean, broadcastable to `logits`; an excluded class has probability 0.
+
+    Returns:
+        The probabilities, in the shape and dtype of `logits`, computed in float32 at least. All
+        are 0 where no class exists; a logit of +inf has probability 1, shared equally with
+        others of its kind.
+
+    Gradients: diag(p) − p pᵀ; 0 for a class that does not exist, and in a slice that holds +inf.
+
+    Raises:
+        TypeError: integer logits, a Python list, an axis that is no int, `where` not boolean.
+        ValueError: an axis out of range or without classes, `where` of another shape.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxsoftmax import softmax
+        >>> print(softmax(jnp.array([-7.0, 5.0, 10.0])))
+        [4.1122295e-08 6.6928510e-03 9.9330717e-01]
+
+    Source: Dive into Deep Learning, section 4.1.1.2 (the softmax).
+    """
+    x, axes, mask = _check(logits, axis, where)
+    return _apply(x, mask, function=_softmax, axes=axes)
+
+
+def log_softmax(
+    logits: Float[_Array, "..."],
+    axis: int | tuple[int, ...] = -1,
+    *,
+    where: Bool[_Array, "..."] | None = None,
+) -> Float[Array, "..."]:
+    r"""log ŷ_c = x_c − log Σ_j exp(x_j): softmax's logarithm, never through softmax.
+
+    Args:
+        logits: `[..., C, ...]`, floating point.
+        axis: the class axis, or several that share one distribution.
+        where: boolean, broadcastable to `logits`; an excluded class has log-probability -inf.
+
+    Returns:
+        The log-probabilities, in the shape and dtype of `logits`, computed in float32 at least.
+        That of the largest class is −log1p(Σ_{j≠a} exp(x_j − x_a)): small, never a rounded 0.
+
+    Gradients: I − 1 pᵀ, formed from differences to the largest class, so that the gradient of
+        `nll_loss(log_softmax(x), y)` is not absorbed either; 0 for a class that does not exist,
+        and in a slice that holds +inf.
+
+    Raises:
+        TypeError: integer logits, a Python list, an axis that is no int, `where` not boolean.
+        ValueError: an axis out of range or without classes, `where` of another shape.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxsoftmax import log_softmax
+        >>> print(log_softmax(jnp.array([20.0, 0.0, 0.0])))
+        [-4.1223073e-09 -2.0000000e+01 -2.0000000e+01]
+
+    Source: Dive into Deep Learning, section 4.5.2 (softmax revisited).
+    """
+    x, axes, mask = _check(logits, axis, where)
+    return _apply(x, mask, function=_log_softmax, axes=axes)
+
+
+# --- the functions over the last axis, in the accumulator's dtype, each with its rule -------------
+
+
+@jax.custom_jvp
+def _softmax(x: Float[Array, "... C"]) -> Float[Array, "... C"]:
+    return _rows.probabilities(x)
+
+
+@_softmax.defjvp
+def _softmax_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    p = _softmax(primals[0])
+    return p, p * _log_softmax_tangent(primals[0], p, tangents[0])
+
+
+@jax.custom_jvp
+def _log_softmax(x: Float[Array, "... C"]) -> Float[Array, "... C"]:
+    return _rows.log_probabilities(x, _rows.from_largest(x))
+
+
+@_log_softmax.defjvp
+def _log_softmax_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    p = _softmax(primals[0])
+    return _log_softmax(primals[0]), _log_softmax_tangent(primals[0], p, tangents[0])
+
+
+def _log_softmax_tangent(x: Array, p: Array, tangent: Array) -> Array:
+    """∂ log p_c = ẋ_c − Σ_j p_j ẋ_j, at the largest class a as (1 − p_a) ẋ_a − Σ_{j≠a} p_j ẋ_j.
+
+    1 − p_a is the sum of the others and absorbs none of them, so that the gradient at a, too, is
+    exact where the model is sure.
+    """
+    at_top = _extremes.is_class(x, _extremes.argmax(x))
+    # What cannot move: classes that do not exist, and every class beside one at +inf.
+    fixed = jnp.isinf(x) | (jnp.max(x, axis=-1, keepdims=True) == jnp.inf)
+    others = jnp.where(at_top, 0.0, p)
+    moved_others = jnp.sum(others * tangent, axis=-1, keepdims=True)
+    moved_top = jnp.sum(jnp.where(at_top, tangent, 0.0), axis=-1, keepdims=True)
+    p_top = jnp.sum(jnp.where(at_top, p, 0.0), axis=-1, keepdims=True)  # max splits over ties
+    p_others = jnp.sum(others, axis=-1, keepdims=True)
+    own = jnp.where(at_top, p_others * moved_top, tangent - p_top * moved_top)
+    return jnp.where(fixed, 0.0, own - moved_others)
+
+
+# --- any axes, `where`, any dtype -----------------------------------------------------------------
+
+
+def _check(
+    logits: object, axis: int | tuple[int, ...], where: object
+) -> tuple[Array, tuple[int, ...], Array | None]:
+    x = _arguments.as_real("logits", logits)
+    axes = _arguments.class_axes("logits", x, axis)
+    return x, axes, _arguments.as_mask("where", where, x.shape, "logits")
+
+
+@partial(jax.jit, static_argnames=("function", "axes"))
+def _apply(
+    logits: Array, where: Array | None, *, function: Callable[[Array], Array], axes: tuple[int, ...]
+) -> Array:
+    x = _classes_last(_logits.exclude(logits, where), axes)
+    result = function(widen(x)).astype(logits.dtype)
+    kept = [n for i, n in enumerate(logits.shape) if i not in axes]
+    result = result.reshape(*kept, *(logits.shape[a] for a in axes))
+    return jnp.moveaxis(result, range(len(kept), logits.ndim), axes)
+
+
+@partial(jax.jit, static_argnames=("axes", "keepdims"))
+def _apply_logsumexp(
+    logits: Array, where: Array | None, *, axes: tuple[int, ...], keepdims: bool
+) -> Array:
+    x = _classes_last(_logits.exclude(logits, where), axes)
+    result = _rows.logsumexp(_rows.from_largest(x))
+    return jnp.expand_dims(result, sorted(axes)) if keepdims else result
+
+
+def _classes_last(logits: Array, axes: tuple[int, ...]) -> Array:
+    """The class axes moved to the end and made one."""
+    if axes == (logits.ndim - 1,):
+        return logits
+    moved = jnp.moveaxis(logits, axes, range(logits.ndim - len(axes), logits.ndim))
+    return moved.reshape(*moved.shape[: logits.ndim - len(axes)], -1)
