@@ -1,0 +1,1 @@
+"""Linear cross entropy whose logits never exist all at once."""

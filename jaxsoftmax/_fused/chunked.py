@@ -1,0 +1,340 @@
+"""The rows of a linear loss, a chunk of tokens at a time: portable XLA, any device.
+
+Of the logits only one chunk [n, V] exists. What the loss of a row is, is the caller's business: a
+function from logits, what may move beside them, and what may not, to `RowLosses`.
+
+Chunk i holds the tokens i, i + steps, i + 2·steps, ...: where tokens are sharded over devices,
+each of them has its own part of every chunk, and nothing is gathered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Bool, Float, Int
+
+from jaxsoftmax._fused.plan import Plan
+from jaxsoftmax._loss import RowLosses
+from jaxsoftmax._precision import accumulator, product
+
+
+class Moving(NamedTuple):
+    """What the loss is differentiated by, but for the weights of the rows.
+
+    Also the gradients, where None is one that nobody asked for, and the tangents, where None is
+    one that is 0.
+    """
+
+    hidden: Float[Array, "N D"] | None
+    kernel: Float[Array, "D V"] | None
+    bias: Float[Array, "V"] | None
+    class_weights: Float[Array, "V"] | None
+    distribution: Array | None  # [N, V]
+
+
+class Fixed(NamedTuple):
+    """What it is not differentiated by."""
+
+    label: Int[Array, "N"] | None
+    ignored: Bool[Array, "N"] | None
+    where_rows: Bool[Array, "N V"] | None
+    where_classes: Bool[Array, "V"] | None  # the same for all rows
+
+
+# (logits [n, V], class_weights, distribution, fixed) -> RowLosses
+Compute = Callable[[Array, Array | None, Array | None, Fixed], RowLosses]
+
+
+def rows(compute: Compute, moving: Moving, fixed: Fixed, plan: Plan) -> RowLosses:
+    """What each row comes to."""
+    all_rows = _split(_of_rows(moving, fixed), plan)
+
+    def step(_: None, i: Array) -> tuple[None, RowLosses]:
+        hidden, distribution, still = _take(all_rows, fixed, i)
+        logits = _logits(hidden, moving)
+        return None, compute(logits, moving.class_weights, distribution, still)
+
+    _, chunks = lax.scan(jax.checkpoint(step), None, jnp.arange(plan.steps))
+    return _join(chunks, moving.hidden)
+
+
+def rows_and_gradients(
+    compute: Compute,
+    moving: Moving,
+    fixed: Fixed,
+    weights: Float[Array, "N"],
+    plan: Plan,
+    wanted: Moving,
+) -> tuple[Float[Array, "N"], Moving]:
+    """The losses, and the gradients of Σ weights · loss in one pass, three products a chunk.
+
+    Sums over rows come in the accumulator's dtype, gradients of rows in their own: the caller
+    divides afterwards, so that a small 1/N costs a narrow dtype no digits.
+    """
+    all_rows = _split((*_of_rows(moving, fixed), weights), plan)
+    dtype = jnp.promote_types(_dtype(moving.hidden), _dtype(moving.kernel))
+
+    def step(sums: Moving, i: Array) -> tuple[Moving, Array]:
+        hidden, distribution, still, weight = _take(all_rows, fixed, i)
+        logits = _logits(hidden, moving)
+
+        def differentiate(
+            logits: Array, distribution: Array | None, still: Fixed, weight: Array
+        ) -> tuple[Array, ...]:
+            losses, pull = _losses_and_pull(
+                compute, logits, moving.class_weights, distribution, still, wanted
+            )
+            delta, of_weights, of_distribution = pull(weight)
+            of_bias = _map(lambda _: jnp.sum(delta, axis=0), wanted.bias)
+            return losses, delta.astype(dtype), of_bias, of_weights, of_distribution
+
+        losses, narrow, of_bias, of_weights, of_distribution = _in_the_loop(
+            i, differentiate, logits, distribution, still, weight
+        )
+        return Moving(
+            hidden=_map(lambda s: _put(s, product(narrow, moving.kernel, (1, 1)), i), sums.hidden),
+            kernel=_map(lambda s: _add_product(s, hidden, narrow), sums.kernel),
+            bias=_map(lambda s: s + of_bias, sums.bias),
+            class_weights=_map(lambda s: s + of_weights, sums.class_weights),
+            distribution=_map(lambda s: _put(s, of_distribution, i), sums.distribution),
+        ), losses
+
+    start = _zeros(moving, wanted, plan)
+    sums, losses = lax.scan(jax.checkpoint(step), start, jnp.arange(plan.steps))
+    return _join(losses, moving.hidden), sums._replace(
+        hidden=_map(lambda x: _unsplit(x, moving.hidden), sums.hidden),
+        distribution=_map(lambda x: _unsplit(x, moving.hidden), sums.distribution),
+    )
+
+
+def tangents_of_rows(
+    compute: Compute, moving: Moving, fixed: Fixed, tangents: Moving, plan: Plan
+) -> RowLosses:
+    """How the rows move with their arrays; its transpose recomputes each chunk of logits."""
+    all_rows = _split(_of_rows(moving, fixed), plan)
+    moved_rows = _split((tangents.hidden, tangents.distribution), plan)
+    wide = accumulator(_dtype(moving.hidden), _dtype(moving.kernel))
+    # Cast here, so that the transpose sums over the chunks in the accumulator's dtype.
+    moved_kernel = _map(lambda x: x.astype(wide), tangents.kernel)
+
+    def step(_: None, i: Array) -> tuple[None, RowLosses]:
+        hidden, distribution, still = _take(all_rows, fixed, i)
+        moved_hidden, moved_distribution = _index(moved_rows, i)
+        logits = _logits(hidden, moving)
+        moved = jnp.zeros_like(logits)
+        if moved_hidden is not None:
+            moved += _narrow_product(moved_hidden, moving.kernel).astype(wide)
+        if moved_kernel is not None:
+            moved += product(hidden.astype(wide), moved_kernel, (1, 0))
+        if tangents.bias is not None:
+            moved += tangents.bias.astype(wide)[None, :]
+        primals = [logits, moving.class_weights, distribution]
+        motions = [moved, tangents.class_weights, moved_distribution]
+        return None, _motion(compute, primals, motions, still)
+
+    _, chunks = lax.scan(jax.checkpoint(step), None, jnp.arange(plan.steps))
+    return _join(chunks, moving.hidden)
+
+
+# --- one chunk ------------------------------------------------------------------------------------
+
+
+def _losses_and_pull(
+    compute: Compute,
+    logits: Array,
+    class_weights: Array | None,
+    distribution: Array | None,
+    still: Fixed,
+    wanted: Moving,
+) -> tuple[Array, Callable[[Array], tuple[Array, Array | None, Array | None]]]:
+    """The losses of a chunk, and what pulls their cotangents back to whatever was asked for."""
+    asked = [wanted.class_weights is not None, wanted.distribution is not None]
+    optional = [class_weights, distribution]
+
+    def losses_of(logits: Array, *given: Array) -> Array:
+        taken = iter(given)
+        return compute(
+            logits, *(next(taken) if a else x for a, x in zip(asked, optional, strict=True)), still
+        ).loss
+
+    arguments = [x for a, x in zip(asked, optional, strict=True) if a]
+    losses, transpose = jax.vjp(losses_of, logits, *arguments)
+
+    def pull(weight: Array) -> tuple[Array, Array | None, Array | None]:
+        delta, *rest = transpose(weight)
+        taken = iter(rest)
+        of_weights, of_distribution = (next(taken) if a else None for a in asked)
+        return delta, of_weights, of_distribution
+
+    return losses, pull
+
+
+def _motion(
+    compute: Compute, primals: list[Array | None], motions: list[Array | None], still: Fixed
+) -> RowLosses:
+    """The rows' tangents, `predicted` left out: it does not move."""
+    places = [k for k, moved in enumerate(motions) if moved is not None]
+
+    def rows_of(*given: Array) -> RowLosses:
+        arguments = list(primals)
+        for place, value in zip(places, given, strict=True):
+            arguments[place] = value
+        return compute(*arguments, still)._replace(predicted=None)
+
+    at = [primals[place] for place in places]
+    return jax.jvp(rows_of, at, [motions[place] for place in places])[1]
+
+
+def _in_the_loop(i: Array, f: Callable[..., Any], *arguments: Any) -> Any:
+    """f(*arguments), with nothing of it moved out of the loop over i.
+
+    XLA:CPU computes what does not depend on the loop's state once, before the loop, and keeps it:
+    a broadcast 0 becomes an array as large as the chunk of logits (JAX 0.10.2, 128 x 256000:
+    156 MiB). It leaves the branches of a conditional alone.
+    """
+
+    def on_cpu(i: Array, *arguments: Any) -> Any:
+        def never(*arguments: Any) -> Any:
+            shapes = jax.eval_shape(f, *arguments)
+            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        return lax.cond(i >= 0, f, never, *arguments)
+
+    def elsewhere(_: Array, *arguments: Any) -> Any:
+        return f(*arguments)
+
+    return lax.platform_dependent(i, *arguments, cpu=on_cpu, default=elsewhere)
+
+
+# --- products -------------------------------------------------------------------------------------
+
+
+def _logits(hidden: Float[Array, "n D"], moving: Moving) -> Float[Array, "n V"]:
+    logits = product(hidden, moving.kernel, (1, 0))
+    if moving.bias is None:
+        return logits
+    return logits + moving.bias.astype(logits.dtype)[None, :]
+
+
+def _narrow_product(hidden: Float[Array, "n D"], kernel: Float[Array, "D V"]) -> Array:
+    """The product in the operands' dtype: so its transpose multiplies in that dtype, too."""
+    dtype = jnp.promote_types(hidden.dtype, kernel.dtype)
+    return product(hidden, kernel, (1, 0)).astype(dtype)
+
+
+def _add_product(
+    total: Float[Array, "D V"], hidden: Float[Array, "n D"], delta: Float[Array, "n V"]
+) -> Float[Array, "D V"]:
+    """Total + hiddenᵀ delta, in place."""
+    return lax.platform_dependent(
+        total, hidden, delta, cpu=_add_product_by_bands, default=_add_product_at_once
+    )
+
+
+def _add_product_at_once(total: Array, hidden: Array, delta: Array) -> Array:
+    return total + product(hidden, delta, (0, 0)).astype(total.dtype)
+
+
+_SMALLEST_BAND = 32
+
+
+def _add_product_by_bands(total: Array, hidden: Array, delta: Array) -> Array:
+    """The same, some rows of the total at a time.
+
+    XLA:CPU writes the product to memory before it adds it: as much again as the accumulator
+    (JAX 0.10.2, 8192 x 2304 x 256000: 2.2 GiB). A loop, since bands in a row are all computed
+    before the first is added; of two steps at least, since a loop of one is dissolved and the
+    transpose folded into a product that XLA:CPU cannot execute (bfloat16, both operands
+    contracted over their rows).
+    """
+    tokens, features = hidden.shape
+    if features == 1:
+        return _add_product_at_once(total, hidden.astype(total.dtype), delta.astype(total.dtype))
+    band = min(max(tokens // 4, _SMALLEST_BAND), -(-features // 2))
+    by_feature = hidden.T  # [D, n]
+
+    def add(k: Array, total: Array) -> Array:
+        # The last band may reach back into the one before it: it adds 0 there.
+        start = jnp.minimum(k * band, features - band)
+        new = start + jnp.arange(band) >= k * band
+        part = lax.dynamic_slice_in_dim(by_feature, start, band)
+        part = jnp.where(new[:, None], part, 0).astype(part.dtype)
+        moved = lax.dynamic_slice_in_dim(total, start, band)
+        moved += product(part, delta, (1, 0)).astype(total.dtype)
+        return lax.dynamic_update_slice_in_dim(total, moved, start, axis=0)
+
+    return lax.fori_loop(0, -(-features // band), add, total)
+
+
+# --- chunks ---------------------------------------------------------------------------------------
+
+
+def _of_rows(moving: Moving, fixed: Fixed) -> tuple[Array | None, Array | None, Fixed]:
+    """What has a row for each token."""
+    return moving.hidden, moving.distribution, fixed._replace(where_classes=None)
+
+
+def _split(tree: Any, plan: Plan) -> Any:
+    """[N, ...] -> [n, steps, ...], zeros after the last row."""
+
+    def split(x: Array) -> Array:
+        missing = plan.rows - x.shape[0]
+        if missing:
+            x = jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
+        return x.reshape(plan.tokens, plan.steps, *x.shape[1:])
+
+    return jax.tree.map(split, tree)
+
+
+def _unsplit(x: Array, like: Array) -> Array:
+    """The reverse."""
+    return x.reshape(-1, *x.shape[2:])[: like.shape[0]]
+
+
+def _index(tree: Any, i: Array) -> Any:
+    """Chunk i of [n, steps, ...]."""
+    return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, 1, keepdims=False), tree)
+
+
+def _take(all_rows: Any, fixed: Fixed, i: Array) -> Any:
+    """Chunk i of what `_of_rows` has, with what all rows share."""
+    hidden, distribution, still, *rest = _index(all_rows, i)
+    return hidden, distribution, still._replace(where_classes=fixed.where_classes), *rest
+
+
+def _put(x: Array, chunk: Array, i: Array) -> Array:
+    return lax.dynamic_update_index_in_dim(x, chunk.astype(x.dtype), i, 1)
+
+
+def _join(tree: Any, like: Array) -> Any:
+    """What the steps gave, [steps, n], as rows [N]."""
+    count = like.shape[0]
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1)[:count], tree)
+
+
+def _zeros(moving: Moving, wanted: Moving, plan: Plan) -> Moving:
+    """Where the gradients are gathered: those of rows as chunks in their own dtype."""
+    wide = accumulator(_dtype(moving.hidden), _dtype(moving.kernel))
+
+    def zeros(x: Array | None, asked: Any, of_rows: bool) -> Array | None:
+        if x is None or asked is None:
+            return None
+        if of_rows:
+            return jnp.zeros((plan.tokens, plan.steps, *x.shape[1:]), x.dtype)
+        return jnp.zeros(x.shape, wide)
+
+    by_rows = Moving(hidden=True, kernel=False, bias=False, class_weights=False, distribution=True)
+    return Moving(*map(zeros, moving, wanted, by_rows))
+
+
+def _map(f: Callable[[Array], Array], x: Array | None) -> Array | None:
+    return None if x is None else f(x)
+
+
+def _dtype(x: Array | None) -> Any:
+    assert x is not None
+    return x.dtype

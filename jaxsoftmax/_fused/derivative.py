@@ -1,0 +1,81 @@
+"""The derivative of the fused path: one rule for a sum of losses, one for the rows by themselves.
+
+With L = Σ_n a_n ℓ_n(h_n, W), the rule of the sum computes the loss and its gradients in one pass
+over the tokens, and returns the tangent as inner products with them:
+
+    L̇ = ⟨∂L/∂h, ḣ⟩ + ⟨∂L/∂W, Ẇ⟩ + ... + Σ_n ȧ_n ℓ_n
+
+Transposed it is the gradient; evaluated, a forward derivative; and since the pass is itself made
+of differentiable operations, the derivative of either, a Hessian-vector product, follows from it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Float
+
+from jaxsoftmax import _reduction
+from jaxsoftmax._fused import chunked
+from jaxsoftmax._fused.chunked import Compute, Fixed, Moving
+from jaxsoftmax._fused.plan import Plan
+from jaxsoftmax._loss import RowLosses
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def total(
+    compute: Compute, plan: Plan, moving: Moving, fixed: Fixed, weights: Float[Array, "N"]
+) -> Float[Array, ""]:
+    """Σ weights · loss."""
+    losses = chunked.rows(compute, moving, fixed, plan).loss
+    return jnp.sum(_reduction.weighted(losses, weights))
+
+
+def _total_jvp(compute: Compute, plan: Plan, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    moving, fixed, weights = primals
+    moved, moved_weights = _moved(tangents[0]), tangents[2]
+    losses, gradients = chunked.rows_and_gradients(compute, moving, fixed, weights, plan, moved)
+    losses = _reduction.counted(losses, weights)
+    value = jnp.sum(weights * losses)
+    tangent = jnp.zeros_like(value)
+    for gradient, motion in zip(gradients, moved, strict=True):
+        if gradient is not None:
+            tangent += jnp.sum(gradient.astype(value.dtype) * motion.astype(value.dtype))
+    if not isinstance(moved_weights, SymbolicZero):
+        tangent += jnp.sum(moved_weights * losses)
+    return value, tangent
+
+
+total.defjvp(_total_jvp, symbolic_zeros=True)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def rows(compute: Compute, plan: Plan, moving: Moving, fixed: Fixed) -> RowLosses:
+    """Each row by itself: for losses that are not summed, and statistics."""
+    return chunked.rows(compute, moving, fixed, plan)
+
+
+def _rows_jvp(
+    compute: Compute, plan: Plan, primals: Any, tangents: Any
+) -> tuple[RowLosses, RowLosses]:
+    moving, fixed = primals
+    values = rows(compute, plan, moving, fixed)
+    motions = chunked.tangents_of_rows(compute, moving, fixed, _moved(tangents[0]), plan)
+    if values.predicted is not None:
+        still = np.zeros(values.predicted.shape, jax.dtypes.float0)
+        motions = motions._replace(predicted=still)
+    return values, motions
+
+
+rows.defjvp(_rows_jvp, symbolic_zeros=True)
+
+
+def _moved(tangents: Moving) -> Moving:
+    """None for what does not move."""
+    return Moving(*(None if isinstance(t, SymbolicZero) else t for t in tangents))
