@@ -1,0 +1,163 @@
+"""How many digits of a small loss are right: every peer against 50-digit arithmetic.
+
+The label leads the largest other class by a margin; the loss is about (C − 1)·e^−margin and so is
+the gradient at the label. Both are compared relative to themselves with the exact result for the
+very logits that the peer was given, that is, after they were rounded to its dtype, and only where
+that result is a normal float32 number. An error of 1 means that nothing is left: a 0, usually.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import mpmath
+import numpy as np
+
+from benchmarks import implementations, runner, workers
+from benchmarks.cases import DTYPES
+
+Numbers = np.ndarray[Any, Any]
+
+SEED = 0
+DIGITS = 50
+CLASSES = (3, 10)
+BANDS = ((0, 10), (10, 20), (20, 40), (40, 80))  # of the margin; the last one holds its end, too
+RANDOM_MARGINS = 120
+QUICK_RANDOM_MARGINS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """One peer's largest relative errors of one quantity."""
+
+    dtype: str  # of the logits
+    quantity: str  # "loss" or "gradient"
+    peer: str
+    status: str  # "ok", "failed", or why it cannot run here
+    note: str = ""
+    result_dtype: str = ""
+    worst: tuple[float | None, ...] = ()  # for each band; None is a NaN or an infinity
+    counts: tuple[int, ...] = ()  # rows of logits in each band
+
+    @property
+    def passed(self) -> bool:
+        """It ran, or is absent. How accurate a peer is, is the result and no failure."""
+        return self.status != "failed"
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.peer}, {self.quantity} of {self.dtype} logits: {self.note}"
+
+
+def measure(
+    *, quick: bool, pool: workers.Workers, advance: Callable[[], None] = lambda: None
+) -> list[Accuracy]:
+    """Every peer in every dtype; `advance` is called as often as `steps` says."""
+    table = []
+    for dtype in DTYPES:
+        batches = [_Batch(classes, dtype, quick) for classes in CLASSES]
+        for implementation in implementations.of("example_losses"):
+            table.extend(_measure_peer(implementation, batches, dtype, pool))
+            advance()
+    return table
+
+
+def steps() -> int:
+    """How many peers in how many dtypes."""
+    return len(DTYPES) * len(implementations.of("example_losses"))
+
+
+class _Batch:
+    """Rows of C logits with label 0, one for each margin, and the exact results."""
+
+    def __init__(self, classes: int, dtype: str, quick: bool) -> None:
+        rng = np.random.default_rng((SEED, classes))
+        random = rng.uniform(0.0, 80.0, QUICK_RANDOM_MARGINS if quick else RANDOM_MARGINS)
+        margins = np.concatenate([np.arange(81.0), random])
+        # Three classes: both others at 0. More: one at 0, the rest up to 10 below it.
+        below = np.zeros((len(margins), classes - 1))
+        if classes > 3:
+            below[:, 1:] = rng.uniform(-10.0, 0.0, (len(margins), classes - 2))
+        self.logits = np.concatenate([margins[:, None], below], axis=1).astype(dtype)
+        self.labels = np.zeros(len(margins), np.int32)
+        self.margins = self.logits[:, 0].astype(np.float64)
+        self.exact = [_exact(row) for row in self.logits.astype(np.float64)]
+
+    def relative_errors(self, losses: Numbers, gradients: Numbers) -> dict[str, Numbers]:
+        """For each row; NaN where the exact result is no normal float32 number."""
+        got = {"loss": losses, "gradient": gradients[:, 0]}
+        return {
+            quantity: np.array(
+                [_relative(g, e[quantity]) for g, e in zip(numbers, self.exact, strict=True)]
+            )
+            for quantity, numbers in got.items()
+        }
+
+
+def _exact(row: Numbers) -> dict[str, mpmath.mpf]:
+    """−log p_0 = log1p(Σ_{j≠0} exp(x_j − x_0)), and its derivative p_0 − 1 by x_0."""
+    with mpmath.workdps(DIGITS):
+        others = mpmath.fsum(mpmath.exp(mpmath.mpf(x) - mpmath.mpf(row[0])) for x in row[1:])
+        return {"loss": mpmath.log1p(others), "gradient": -others / (1 + others)}
+
+
+def _relative(got: Any, exact: mpmath.mpf) -> float:
+    if abs(exact) < float(np.finfo(np.float32).tiny):
+        return float("nan")
+    if not np.isfinite(np.float64(got)):
+        return float("inf")
+    with mpmath.workdps(DIGITS):
+        return float(abs(mpmath.mpf(float(got)) - exact) / abs(exact))
+
+
+def _measure_peer(
+    implementation: implementations.Implementation,
+    batches: Sequence[_Batch],
+    dtype: str,
+    pool: workers.Workers,
+) -> list[Accuracy]:
+    """One row for the loss and one for the gradient."""
+    peer = implementation.peer
+    quantities = ("loss", "gradient")
+    unavailable = implementation.unavailable(jax.default_backend())
+    if unavailable:
+        return [Accuracy(dtype, quantity, peer, unavailable) for quantity in quantities]
+    try:
+        results = [_run(implementation, batch, pool) for batch in batches]
+    except Exception as error:  # the other peers are still worth their rows
+        note = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        return [Accuracy(dtype, quantity, peer, "failed", note) for quantity in quantities]
+    errors = [
+        batch.relative_errors(*result) for batch, result in zip(batches, results, strict=True)
+    ]
+    margins = np.concatenate([batch.margins for batch in batches])
+    rows = []
+    for index, quantity in enumerate(quantities):
+        worst, counts = _in_bands(margins, np.concatenate([e[quantity] for e in errors]))
+        result_dtype = results[0][index].dtype.name
+        rows.append(Accuracy(dtype, quantity, peer, "ok", "", result_dtype, worst, counts))
+    return rows
+
+
+def _run(
+    implementation: implementations.Implementation, batch: _Batch, pool: workers.Workers
+) -> list[Numbers]:
+    inputs = runner.Inputs((batch.logits, batch.labels))
+    return runner.build(implementation, "losses_and_gradient", inputs, pool).outputs
+
+
+def _in_bands(
+    margins: Numbers, errors: Numbers
+) -> tuple[tuple[float | None, ...], tuple[int, ...]]:
+    """The largest error in each band of the margin, and how many rows it is the largest of."""
+    worst, counts = [], []
+    for low, high in BANDS:
+        last = high == BANDS[-1][1]
+        inside = (margins >= low) & ((margins <= high) if last else (margins < high))
+        inside &= ~np.isnan(errors)
+        largest = float(errors[inside].max())
+        worst.append(largest if np.isfinite(largest) else None)
+        counts.append(int(inside.sum()))
+    return tuple(worst), tuple(counts)

@@ -1,0 +1,181 @@
+"""Inputs of every operation, and what its outputs should be, in float64 NumPy.
+
+The error of an output is the largest, over its entries, of |got − exact| divided by the sum of the
+magnitudes of the terms that the exact entry is a sum of. So a probability of 1e-9 is held to its
+own size, and p − 1 to that of its terms: what cancellation costs is the subject of the accuracy
+suite and not of this check. A wrong shape and a NaN are an infinite error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import ml_dtypes  # noqa: F401  teaches NumPy the name bfloat16
+import numpy as np
+
+from benchmarks.cases import Case
+
+Numbers = np.ndarray[Any, Any]
+
+SEED = 0
+# An output further than this from float64 is wrong. A peer that computes in bfloat16 rounds a
+# log-probability between -16 and -32 by up to 1/16, the log-sum-exp before it by as much again,
+# and the probability inherits both: PyTorch's gradient at 512 x 131072 is off by 0.1. A slip in the
+# code that hides below that is seen in float32, where the same function is held to 1e-4.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2}
+
+_BLOCK = 2**22  # entries that are compared at once: float64 copies of a block, not of the whole
+
+
+def inputs(case: Case) -> tuple[Numbers, ...]:
+    """The arrays that every peer is given; the same in every run."""
+    return _OPERATIONS[case.operation].inputs(case, np.random.default_rng(SEED))
+
+
+def error(case: Case, arrays: Sequence[Numbers], outputs: Sequence[Numbers]) -> float:
+    """The largest error of the outputs of a case."""
+    return max(_OPERATIONS[case.operation].errors(case.direction, arrays, outputs))
+
+
+class _Operation(NamedTuple):
+    inputs: Callable[[Case, np.random.Generator], tuple[Numbers, ...]]
+    errors: Callable[..., Iterator[float]]  # (direction, inputs, outputs): one for each output
+
+
+# --- inputs ---------------------------------------------------------------------------------------
+
+
+def _logits(case: Case, rng: np.random.Generator) -> Numbers:
+    return rng.standard_normal(case.shape, np.float32).astype(case.dtype)
+
+
+def _logits_and_labels(case: Case, rng: np.random.Generator) -> tuple[Numbers, ...]:
+    *batch, classes = case.shape
+    return _logits(case, rng), rng.integers(0, classes, batch, dtype=np.int32)
+
+
+def _logits_and_cotangent(case: Case, rng: np.random.Generator) -> tuple[Numbers, ...]:
+    if case.direction == "forward":
+        return (_logits(case, rng),)
+    size = case.shape[:-1] if case.operation == "logsumexp" else case.shape
+    # Of one sign, so that Σ_j p_j c_j and Σ_j c_j matter to every entry.
+    cotangent = (rng.random(size, np.float32) + 0.5).astype(case.dtype)
+    return _logits(case, rng), cotangent
+
+
+# --- comparing ------------------------------------------------------------------------------------
+
+
+def _distance(got: Any, exact: Any, scale: Any) -> float:
+    numbers = np.asarray(got).astype(np.float64)
+    if numbers.shape != np.shape(exact) or not np.isfinite(numbers).all():
+        return float("inf")
+    return float((np.abs(numbers - exact) / scale).max())
+
+
+def _blocks(logits: Numbers) -> Iterator[slice]:
+    rows, classes = logits.shape
+    step = max(1, _BLOCK // classes)
+    return (slice(start, start + step) for start in range(0, rows, step))
+
+
+def _row_wise(exact: Callable[..., tuple[Numbers, Numbers]]) -> Callable[..., Iterator[float]]:
+    """Errors of an output that has a row for each row of logits."""
+
+    def errors(arrays: Sequence[Numbers], output: Numbers) -> Iterator[float]:
+        logits, *rest = arrays
+        if len(output) != len(logits):
+            yield float("inf")
+            return
+        for rows in _blocks(logits):
+            terms = exact(*(a[rows].astype(np.float64) for a in (logits, *rest)))
+            yield _distance(output[rows], *terms)
+
+    return errors
+
+
+# --- the formulas: the exact value and the magnitude of its terms ---------------------------------
+
+
+def _parts(x: Numbers) -> tuple[Numbers, Numbers]:
+    """max(x), and by how much the logsumexp lies above it, both as [N, 1]."""
+    top = x.max(-1, keepdims=True)
+    return top, np.log(np.exp(x - top).sum(-1, keepdims=True))
+
+
+def _log_p(x: Numbers) -> Numbers:
+    top, above = _parts(x)
+    return (x - top) - above
+
+
+def _softmax(x: Numbers) -> tuple[Numbers, Numbers]:
+    p = np.exp(_log_p(x))
+    return p, p
+
+
+def _log_softmax(x: Numbers) -> tuple[Numbers, Numbers]:
+    log_p = _log_p(x)
+    return log_p, -log_p
+
+
+def _logsumexp(x: Numbers) -> tuple[Numbers, Numbers]:
+    top, above = _parts(x)
+    return (top + above)[:, 0], (np.abs(top) + above)[:, 0]
+
+
+def _softmax_vjp(x: Numbers, c: Numbers) -> tuple[Numbers, Numbers]:
+    p = np.exp(_log_p(x))
+    mean = (p * c).sum(-1, keepdims=True)
+    return p * (c - mean), p * (c + mean)
+
+
+def _log_softmax_vjp(x: Numbers, c: Numbers) -> tuple[Numbers, Numbers]:
+    moved = np.exp(_log_p(x)) * c.sum(-1, keepdims=True)
+    return c - moved, c + moved
+
+
+def _logsumexp_vjp(x: Numbers, c: Numbers) -> tuple[Numbers, Numbers]:
+    gradient = c[:, None] * np.exp(_log_p(x))
+    return gradient, gradient
+
+
+def _distribution(forward: Callable[..., Any], vjp: Callable[..., Any]) -> _Operation:
+    exact = {"forward": _row_wise(forward), "vjp": _row_wise(vjp)}
+    return _Operation(
+        _logits_and_cotangent,
+        lambda direction, arrays, outputs: exact[direction](arrays, outputs[0]),
+    )
+
+
+def _mean_loss_errors(
+    direction: str, arrays: Sequence[Numbers], outputs: Sequence[Numbers]
+) -> Iterator[float]:
+    """−1/N Σ log p_y, and its gradient (p − y)/N."""
+    logits, labels = arrays
+
+    def gradient(x: Numbers, y: Numbers) -> tuple[Numbers, Numbers]:
+        p = np.exp(_log_p(x))
+        one_hot = np.arange(x.shape[-1]) == y[:, None]
+        return (p - one_hot) / len(logits), (p + one_hot) / len(logits)
+
+    total = sum(_losses(logits[rows], labels[rows]).sum() for rows in _blocks(logits))
+    exact = total / len(logits)
+    yield _distance(outputs[0], exact, exact)
+    if direction == "value_and_grad":
+        yield from _row_wise(gradient)(arrays, outputs[1])
+
+
+def _losses(logits: Numbers, labels: Numbers) -> Numbers:
+    log_p = _log_p(logits.astype(np.float64))
+    return -np.take_along_axis(log_p, labels[:, None], axis=-1)
+
+
+_MEAN_LOSS = _Operation(_logits_and_labels, _mean_loss_errors)
+_OPERATIONS = {
+    "chapter": _MEAN_LOSS,
+    "cross_entropy": _MEAN_LOSS,
+    "softmax": _distribution(_softmax, _softmax_vjp),
+    "log_softmax": _distribution(_log_softmax, _log_softmax_vjp),
+    "logsumexp": _distribution(_logsumexp, _logsumexp_vjp),
+}

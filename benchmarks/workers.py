@@ -1,0 +1,150 @@
+"""Peers with a runtime of their own, each in a process of its own, and the clock that all share.
+
+Parent and worker exchange pickles over the worker's standard streams. A worker holds one prepared
+computation at a time: inputs stay there between samples, only durations come back. Between
+samples it waits for a line and leaves the processor to the others.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Numbers = np.ndarray[Any, Any]
+
+
+def seconds_per_call(run: Callable[[], Any], calls: int) -> float:
+    """The mean duration of `calls` calls, after one that is not counted."""
+    run()  # whoever ran before has left the caches cold and the allocator changed
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return (time.perf_counter() - start) / calls
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _Failed(NamedTuple):
+    message: str
+
+
+# --- the parent's side ----------------------------------------------------------------------------
+
+
+# OpenMP's threads otherwise spin at every barrier, and where another process wants the processor a
+# call then lasts until the scheduler steps in: PyTorch's loss of 64 x 1000 took 31 ms, with this
+# 0.1 (PyTorch 2.13, two processors at a load of 1.5).
+_PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+class Worker:
+    """A process that prepares and times computations for one peer."""
+
+    def __init__(self, module: str) -> None:
+        path = [str(pathlib.Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.workers", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**_PATIENT, **os.environ, "PYTHONPATH": os.pathsep.join(path)},
+        )
+
+    def prepare(self, operation: str, direction: str, arrays: Sequence[Numbers]) -> list[Numbers]:
+        """Keep these inputs, compute once, and return the outputs."""
+        return self._ask("prepare", operation, direction, list(arrays))
+
+    def seconds_per_call(self, calls: int) -> float:
+        """Time what was prepared."""
+        return self._ask("time", calls)
+
+    def close(self) -> None:
+        """End the process by ending its input."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+        self._process.stdout.close()
+
+    def _ask(self, *request: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        pickle.dump(request, self._process.stdin, protocol=5)
+        self._process.stdin.flush()
+        answer = pickle.load(self._process.stdout)
+        if isinstance(answer, _Failed):
+            raise RuntimeError(answer.message)
+        return answer
+
+
+class Workers:
+    """The workers of a run, started when first asked for: `with Workers() as workers`."""
+
+    def __init__(self) -> None:
+        self._workers: dict[tuple[str, str], Worker] = {}
+
+    def get(self, peer: str, module: str) -> Worker:
+        """The worker of a peer."""
+        if (peer, module) not in self._workers:
+            self._workers[peer, module] = Worker(module)
+        return self._workers[peer, module]
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for worker in self._workers.values():
+            worker.close()
+
+
+# --- the worker's side ----------------------------------------------------------------------------
+
+
+def serve(module: str) -> None:
+    """Answer until the input ends; the module's `prepare` says what is computed.
+
+    `prepare(operation, direction, arrays)` returns a function without arguments that computes and
+    waits for the result, and one that turns such a result into NumPy arrays.
+    """
+    requests = sys.stdin.buffer
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # a library that prints would otherwise break the stream of pickles
+    prepare = importlib.import_module(module).prepare
+    run: Callable[[], Any] | None = None
+    while True:
+        try:
+            kind, *arguments = pickle.load(requests)
+        except EOFError:
+            return
+        answer: Any
+        try:
+            if kind == "prepare":
+                run = None  # the previous inputs are not kept beside the new ones
+                run, to_numpy = prepare(*arguments)
+                answer = to_numpy(run())
+            else:
+                assert run is not None
+                answer = seconds_per_call(run, *arguments)
+        except Exception as error:
+            answer = _Failed(f"{type(error).__name__}: {error}")
+        pickle.dump(answer, answers, protocol=5)
+        answers.flush()
+        del arguments, answer
+
+
+if __name__ == "__main__":
+    # By its importable name: pickles name the classes of this module, and __main__ is another one.
+    importlib.import_module("benchmarks.workers").serve(sys.argv[1])
