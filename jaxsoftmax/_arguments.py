@@ -22,7 +22,7 @@ def as_array(name: str, value: Any) -> Array:
             f"{name} must be an array, got a {type(value).__name__}; "
             f"write jnp.asarray({name}) to make one of it"
         )
-    if isinstance(value, np.ndarray) and value.dtype in (np.int64, np.uint64):
+    if isinstance(value, (np.ndarray, np.integer)) and value.dtype in (np.int64, np.uint64):
         # Without x64, JAX keeps the low 32 bits: a label of 2**32 would pass for class 0.
         bounds = jnp.iinfo(jax.dtypes.canonicalize_dtype(value.dtype))
         value = np.clip(value, bounds.min, bounds.max)
@@ -135,7 +135,7 @@ def as_labels(name: str, value: Any, logits_name: str, shape: Sequence[int], axi
 
     The rank tells which, never the dtype.
     """
-    labels = _real_or_bool(name, as_array(name, value))
+    labels = as_array(name, value)
     batch = tuple(n for i, n in enumerate(shape) if i != axis)
     if labels.ndim == len(shape):
         if labels.shape != tuple(shape):
@@ -143,7 +143,7 @@ def as_labels(name: str, value: Any, logits_name: str, shape: Sequence[int], axi
                 f"{name} has the rank of {logits_name}, so it must hold one distribution per "
                 f"example in their shape {_show(shape)}, got shape {_show(labels.shape)}"
             )
-        return labels
+        return _real_or_bool(name, labels)
     if labels.shape != batch:
         raise ValueError(
             f"{name} must have the shape of the batch, {_show(batch)} (class indices), or of "

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax.export
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from jaxsoftmax import _extremes, _logits, _reduction, _rows, _targets
@@ -147,7 +147,7 @@ def reduced(
     class_weights: Float[Array, "C"] | None,
     denominator: Array | None,
     options: LossOptions,
-) -> Array | tuple[Array, LossStatistics]:
+) -> Any:  # Array, or with return_statistics: tuple[Array, LossStatistics]
     """The rows' losses as one number, with the statistics where they are asked for."""
     divisor = divisor_of(batch, class_weights, rows.loss.shape, rows.loss.dtype)
     losses = _reduction.weighted(rows.loss, batch.weights)
@@ -187,17 +187,22 @@ def statistics(
 
 
 def times(share: Array | float, losses: Array) -> Array:
-    """share · loss with 0·inf = 0, and no product where the share is the number 1."""
+    """share · loss with 0·inf = 0, and no product where the share is the number 1.
+
+    An infinite loss moves no share: its gradient would turn an example of weight 0 into 0·inf.
+    """
     if isinstance(share, float):
         return losses if share == 1.0 else share * losses
-    return share * jnp.where((share == 0.0) & jnp.isinf(losses), 0.0, losses)
+    infinite = jnp.isinf(losses) & (share != 0.0)
+    finite = share * jnp.where(jnp.isinf(losses), 0.0, losses)
+    return jnp.where(infinite, lax.stop_gradient(share) * losses, finite)
 
 
 def _dense_loss(logits: Array, row: Row, targets: Targets, coefficients: Array) -> Array:
     """Σ_c coefficients_c · (−log p_c)."""
-    # A class that does not exist adds nothing, nor moves its coefficient; mass there is an
-    # infinite gap.
-    mass = jnp.sum(jnp.where(logits == -jnp.inf, 0.0, coefficients), axis=-1)
+    # Mass on a class that does not exist is an infinite gap, which does not move its coefficient.
+    fixed = lax.stop_gradient(coefficients)
+    mass = jnp.sum(jnp.where(logits == -jnp.inf, fixed, coefficients), axis=-1)
     if targets.share is not None:
         return mass * row.excess + _rows.weighted_gap(logits, coefficients, row.top)
     # Seen from the largest class k, excess is −log p_k. Taken as such, with the gaps to x_k, its

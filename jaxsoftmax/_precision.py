@@ -66,7 +66,8 @@ def product(a: Array, b: Array, contract: tuple[int, int]) -> Array:
     the hardware would rather take bfloat16 or TF32, unless the user set JAX's own precision.
     """
     dtype = jnp.promote_types(a.dtype, b.dtype)
-    own = jax.config.jax_default_matmul_precision is None and dtype == jnp.float32
+    set_by_user = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    own = set_by_user is None and dtype == jnp.float32
     return lax.dot_general(
         a.astype(dtype),
         b.astype(dtype),

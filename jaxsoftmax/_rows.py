@@ -223,11 +223,16 @@ def _weighted_gap_jvp(primals, tangents):  # type: ignore[no-untyped-def]
         approach = -moved_logits
         if label is not None:
             # Σ_{c≠k} a_c (ẋ_k − ẋ_c): the label itself is in no sum, so that its gradient is that
-            # of the others together and not the difference of two large numbers.
+            # of the others together and not the difference of two large numbers. Of the gap to a
+            # class that does not exist, only x_k moves.
             here = _extremes.is_class(logits, label)
             top_tangent = jnp.sum(jnp.where(here, moved_logits, 0.0), axis=-1)
-            approach = jnp.where(here, 0.0, approach + top_tangent[..., None])
-        tangent += jnp.sum(jnp.where(fixed, 0.0, coefficients * approach), axis=-1)
+            approach = jnp.where(jnp.isinf(gap), 0.0, approach) + top_tangent[..., None]
+            approach = jnp.where(here, 0.0, approach)
+            fixed_logits = jnp.broadcast_to(jnp.isinf(top)[..., None], gap.shape)
+        else:
+            fixed_logits = fixed
+        tangent += jnp.sum(jnp.where(fixed_logits, 0.0, coefficients * approach), axis=-1)
     if not _is_zero(moved_coefficients):
         origin = top if label is None else take_label(logits, label)
         distance = jnp.where(fixed, 0.0, origin[..., None] - jnp.where(fixed, 0.0, logits))

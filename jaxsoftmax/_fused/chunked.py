@@ -26,14 +26,14 @@ class Moving(NamedTuple):
     """What the loss is differentiated by, but for the weights of the rows.
 
     Also the gradients, where None is one that nobody asked for, and the tangents, where None is
-    one that is 0.
+    one that is 0. (Any: an array, or None, or what is said of one.)
     """
 
-    hidden: Float[Array, "N D"] | None
-    kernel: Float[Array, "D V"] | None
-    bias: Float[Array, "V"] | None
-    class_weights: Float[Array, "V"] | None
-    distribution: Array | None  # [N, V]
+    hidden: Float[Array, "N D"] | Any
+    kernel: Float[Array, "D V"] | Any
+    bias: Float[Array, "V"] | Any
+    class_weights: Float[Array, "V"] | Any
+    distribution: Float[Array, "N V"] | Any
 
 
 class Fixed(NamedTuple):
@@ -46,7 +46,7 @@ class Fixed(NamedTuple):
 
 
 # (logits [n, V], class_weights, distribution, fixed) -> RowLosses
-Compute = Callable[[Array, Array | None, Array | None, Fixed], RowLosses]
+Compute = Callable[..., RowLosses]
 
 
 def rows(compute: Compute, moving: Moving, fixed: Fixed, plan: Plan) -> RowLosses:
@@ -76,7 +76,7 @@ def rows_and_gradients(
     divides afterwards, so that a small 1/N costs a narrow dtype no digits.
     """
     all_rows = _split((*_of_rows(moving, fixed), weights), plan)
-    dtype = jnp.promote_types(_dtype(moving.hidden), _dtype(moving.kernel))
+    dtype = jnp.promote_types(moving.hidden.dtype, moving.kernel.dtype)
 
     def step(sums: Moving, i: Array) -> tuple[Moving, Array]:
         hidden, distribution, still, weight = _take(all_rows, fixed, i)
@@ -84,7 +84,7 @@ def rows_and_gradients(
 
         def differentiate(
             logits: Array, distribution: Array | None, still: Fixed, weight: Array
-        ) -> tuple[Array, ...]:
+        ) -> tuple[Any, ...]:
             losses, pull = _losses_and_pull(
                 compute, logits, moving.class_weights, distribution, still, wanted
             )
@@ -117,7 +117,7 @@ def tangents_of_rows(
     """How the rows move with their arrays; its transpose recomputes each chunk of logits."""
     all_rows = _split(_of_rows(moving, fixed), plan)
     moved_rows = _split((tangents.hidden, tangents.distribution), plan)
-    wide = accumulator(_dtype(moving.hidden), _dtype(moving.kernel))
+    wide = accumulator(moving.hidden.dtype, moving.kernel.dtype)
     # Cast here, so that the transpose sums over the chunks in the accumulator's dtype.
     moved_kernel = _map(lambda x: x.astype(wide), tangents.kernel)
 
@@ -318,9 +318,9 @@ def _join(tree: Any, like: Array) -> Any:
 
 def _zeros(moving: Moving, wanted: Moving, plan: Plan) -> Moving:
     """Where the gradients are gathered: those of rows as chunks in their own dtype."""
-    wide = accumulator(_dtype(moving.hidden), _dtype(moving.kernel))
+    wide = accumulator(moving.hidden.dtype, moving.kernel.dtype)
 
-    def zeros(x: Array | None, asked: Any, of_rows: bool) -> Array | None:
+    def zeros(x: Array | Any, asked: Any, of_rows: bool) -> Array | None:
         if x is None or asked is None:
             return None
         if of_rows:
@@ -333,8 +333,3 @@ def _zeros(moving: Moving, wanted: Moving, plan: Plan) -> Moving:
 
 def _map(f: Callable[[Array], Array], x: Array | None) -> Array | None:
     return None if x is None else f(x)
-
-
-def _dtype(x: Array | None) -> Any:
-    assert x is not None
-    return x.dtype

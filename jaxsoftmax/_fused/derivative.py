@@ -68,7 +68,7 @@ def _rows_jvp(
     values = rows(compute, plan, moving, fixed)
     motions = chunked.tangents_of_rows(compute, moving, fixed, _moved(tangents[0]), plan)
     if values.predicted is not None:
-        still = np.zeros(values.predicted.shape, jax.dtypes.float0)
+        still: Any = np.zeros(values.predicted.shape, jax.dtypes.float0)
         motions = motions._replace(predicted=still)
     return values, motions
 
