@@ -224,10 +224,13 @@ def _weighted_gap_jvp(primals, tangents):  # type: ignore[no-untyped-def]
         if label is not None:
             # Σ_{c≠k} a_c (ẋ_k − ẋ_c): the label itself is in no sum, so that its gradient is that
             # of the others together and not the difference of two large numbers. Of the gap to a
-            # class that does not exist, only x_k moves.
+            # class that does not exist, only x_k moves (and its coefficient not: the second
+            # derivatives are symmetric).
             here = _extremes.is_class(logits, label)
             top_tangent = jnp.sum(jnp.where(here, moved_logits, 0.0), axis=-1)
-            approach = jnp.where(jnp.isinf(gap), 0.0, approach) + top_tangent[..., None]
+            missing = jnp.isinf(gap)
+            coefficients = jnp.where(missing, lax.stop_gradient(coefficients), coefficients)
+            approach = jnp.where(missing, 0.0, approach) + top_tangent[..., None]
             approach = jnp.where(here, 0.0, approach)
             fixed_logits = jnp.broadcast_to(jnp.isinf(top)[..., None], gap.shape)
         else:

@@ -320,7 +320,7 @@ def _zeros(moving: Moving, wanted: Moving, plan: Plan) -> Moving:
     """Where the gradients are gathered: those of rows as chunks in their own dtype."""
     wide = accumulator(moving.hidden.dtype, moving.kernel.dtype)
 
-    def zeros(x: Array | Any, asked: Any, of_rows: bool) -> Array | None:
+    def zeros(x: Any, asked: Any, of_rows: Any) -> Array | None:
         if x is None or asked is None:
             return None
         if of_rows:
