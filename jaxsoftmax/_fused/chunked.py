@@ -279,12 +279,17 @@ def _of_rows(moving: Moving, fixed: Fixed) -> tuple[Array | None, Array | None, 
 
 
 def _split(tree: Any, plan: Plan) -> Any:
-    """[N, ...] -> [n, steps, ...], zeros after the last row."""
+    """[N, ...] -> [n, steps, ...], zeros after the last row; True in masks.
+
+    A row in which no class exists would have an infinite loss, which times 0 is NaN.
+    """
 
     def split(x: Array) -> Array:
         missing = plan.rows - x.shape[0]
         if missing:
-            x = jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
+            fill = x.dtype == jnp.bool_
+            widths = [(0, missing)] + [(0, 0)] * (x.ndim - 1)
+            x = jnp.pad(x, widths, constant_values=fill)
         return x.reshape(plan.tokens, plan.steps, *x.shape[1:])
 
     return jax.tree.map(split, tree)
