@@ -188,14 +188,15 @@ def _real_or_bool(name: str, array: Array) -> Array:
     return array
 
 
-def as_class_weights(value: Any, classes: int) -> Array | None:
-    """One real weight for each class."""
+def as_class_weights(value: Any, classes: int, shards: int = 1) -> Array | None:
+    """One real weight for each class that is here."""
     if value is None:
         return None
     weights = as_real("class_weights", value)
     if weights.shape != (classes,):
+        here = "" if shards == 1 else f" of this device's shard, of {shards * classes} in all"
         raise ValueError(
-            f"class_weights must have one weight for each of the {classes} classes, shape "
+            f"class_weights must have one weight for each of the {classes} classes{here}, shape "
             f"({classes},), got shape {_show(weights.shape)}"
         )
     return weights

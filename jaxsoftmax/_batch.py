@@ -16,6 +16,8 @@ from jax import Array
 from jax.experimental import checkify
 from jaxtyping import Bool, Float, Int
 
+from jaxsoftmax import _mesh
+from jaxsoftmax._options import LossOptions
 from jaxsoftmax._precision import accumulator
 
 debug_checks = jax.make_user_context(False)
@@ -30,7 +32,7 @@ class Batch(NamedTuple):
     """The arrays of a loss in the one form that everything below works on: classes last."""
 
     inputs: Float[Array, "... K"]  # logits or hidden; ignored rows are 0: no NaN goes further
-    label: Int[Array, "..."] | None  # int32; C for a label that is none of the classes
+    label: Int[Array, "..."] | None  # int32, of this shard: see _mesh
     distribution: Float[Array, "... C"] | None
     weights: Float[Array, "..."] | None  # 0 on ignored examples
     ignored: Bool[Array, "..."] | None
@@ -42,7 +44,7 @@ def one_form(
     example_weights: Array | None,
     *,
     axis: int,
-    ignore_index: int | None,
+    options: LossOptions,
 ) -> Batch:
     """Classes to the last axis, both kinds of labels apart, ignored rows zeroed."""
     soft = labels.ndim == logits.ndim
@@ -51,14 +53,14 @@ def one_form(
     broken = partial(_broken_logits, logits)
     if soft:
         distribution = jnp.moveaxis(labels, axis, -1).astype(dtype)
-        batch = _settle(logits, None, distribution, example_weights, broken, dtype)
+        batch = _settle(logits, None, distribution, example_weights, broken, dtype, options)
         if batch.ignored is None:
             return batch
         kept = jnp.where(batch.ignored[..., None], 0.0, distribution)
         return batch._replace(distribution=kept)
-    ignored = None if ignore_index is None else _is_index(labels, ignore_index)
-    batch = _settle(logits, labels, None, example_weights, broken, dtype, ignored)
-    return _with_checked_label(batch, logits.shape[-1])
+    classes = logits.shape[-1]
+    batch = _settle(logits, labels, None, example_weights, broken, dtype, options, classes)
+    return _with_checked_label(batch, classes, options)
 
 
 def rows_in_one_form(
@@ -67,8 +69,8 @@ def rows_in_one_form(
     example_weights: Array | None,
     *,
     classes: int,
-    ignore_index: int | None,
     dtype: jnp.dtype,
+    options: LossOptions,
 ) -> Batch:
     """The same where the logits do not exist: examples in one axis, hidden in place of logits.
 
@@ -84,11 +86,11 @@ def rows_in_one_form(
         return ~jnp.all(jnp.isfinite(hidden), axis=-1)
 
     if soft:
-        return _settle(hidden, None, labels.reshape(-1, classes), example_weights, broken, dtype)
+        labels = labels.reshape(-1, classes)
+        return _settle(hidden, None, labels, example_weights, broken, dtype, options)
     labels = labels.reshape(-1)
-    ignored = None if ignore_index is None else _is_index(labels, ignore_index)
-    batch = _settle(hidden, labels, None, example_weights, broken, dtype, ignored, classes)
-    return _with_checked_label(batch, classes)
+    batch = _settle(hidden, labels, None, example_weights, broken, dtype, options, classes)
+    return _with_checked_label(batch, classes, options)
 
 
 def _settle(
@@ -98,21 +100,24 @@ def _settle(
     example_weights: Array | None,
     broken_inputs: Callable[[], Array],
     dtype: jnp.dtype,
-    ignored: Array | None = None,
-    classes: int | None = None,
+    options: LossOptions,
+    classes: int = 0,
 ) -> Batch:
     """Which examples count and how much; the inputs and labels of the others zeroed."""
+    axis_name = options.axis_name
 
     def broken() -> Array:
         """Which examples hold something that no loss can be made of."""
         found = broken_inputs()
         if label is not None:
-            return found | ~_is_valid(_comparable(label), classes or inputs.shape[-1])
-        assert distribution is not None
-        if jnp.issubdtype(distribution.dtype, jnp.floating):
+            found |= ~_is_valid(_comparable(label), classes * _mesh.shards(axis_name))
+        elif distribution is not None and jnp.issubdtype(distribution.dtype, jnp.floating):
             found |= ~jnp.all(jnp.isfinite(distribution), axis=-1)
-        return found
+        return _mesh.anywhere(found, axis_name)
 
+    ignored = None
+    if label is not None and options.ignore_index is not None:
+        ignored = _is_index(label, options.ignore_index)
     weights, ignored = _effective(example_weights, ignored, broken, dtype)
     if ignored is not None:
         inputs = jnp.where(ignored[..., None], 0, inputs).astype(inputs.dtype)
@@ -121,9 +126,9 @@ def _settle(
     return Batch(inputs, label, distribution, weights, ignored)
 
 
-def _with_checked_label(batch: Batch, classes: int) -> Batch:
+def _with_checked_label(batch: Batch, classes: int, options: LossOptions) -> Batch:
     assert batch.label is not None
-    return batch._replace(label=checked_label(batch.label, classes))
+    return batch._replace(label=checked_label(batch.label, classes, options))
 
 
 def _broken_logits(logits: Array) -> Array:
@@ -167,19 +172,22 @@ def _effective(
     return weights, ignored
 
 
-def checked_label(label: Int[Array, "..."], classes: int) -> Int[Array, "..."]:
-    """Labels as int32, `classes` for every one outside [0, classes)."""
+def checked_label(
+    label: Int[Array, "..."], classes: int, options: LossOptions
+) -> Int[Array, "..."]:
+    """Labels as int32 of this shard of so many classes, `nowhere` for all outside [0, C)."""
     label = _comparable(label)
-    valid = _is_valid(label, classes)
+    everywhere = classes * _mesh.shards(options.axis_name)
+    valid = _is_valid(label, everywhere)
     if debug_checks.value:
         first = jnp.argmax(~valid) if label.size else 0
         checkify.check(
             jnp.all(valid),
             "labels must be in [0, C) with C = {classes}, got {value}",
-            classes=jnp.int32(classes),
+            classes=jnp.int32(everywhere),
             value=label.reshape(-1)[first] if label.size else jnp.int32(0),
         )
-    return jnp.where(valid, label, classes).astype(jnp.int32)
+    return _mesh.local(label, valid, classes, options.axis_name)
 
 
 def _is_index(label: Array, index: int) -> Array:

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
+from jaxsoftmax import _mesh
+from jaxsoftmax._mesh import AxisName
 from jaxsoftmax._precision import bits, from_bits
 
 _FEWEST_CLASSES = 64  # below this a mask costs nothing anywhere
@@ -39,28 +41,42 @@ def block_length(classes: int, blocks: int) -> int | None:
 
 
 def maximum_of_others(
-    logits: Float[Array, "... C"], label: Int[Array, "..."], blocks: int = BLOCKS
+    logits: Float[Array, "... C"],
+    label: Int[Array, "..."],
+    blocks: int = BLOCKS,
+    axis_name: AxisName = None,
 ) -> Float[Array, "..."]:
     """max over j != label of logits_j, -inf where there is no other class."""
     length = block_length(logits.shape[-1], blocks)
     if length is None:
-        return _maximum_of_others_by_mask(logits, label)
-    return lax.platform_dependent(
-        logits,
-        label,
-        cpu=partial(_maximum_of_others_by_blocks, length=length),
-        default=_maximum_of_others_by_mask,
-    )
+        here = _maximum_of_others_by_mask(logits, label)
+    else:
+        here = lax.platform_dependent(
+            logits,
+            label,
+            cpu=partial(_maximum_of_others_by_blocks, length=length),
+            default=_maximum_of_others_by_mask,
+        )
+    return _mesh.maximum(here, axis_name)
 
 
-def argmax(logits: Float[Array, "... C"]) -> Int[Array, "..."]:
-    """The first class with the largest logit, int32."""
+def maximum(logits: Float[Array, "... C"], axis_name: AxisName = None) -> Float[Array, "..."]:
+    """max over all classes."""
+    return _mesh.maximum(jnp.max(logits, axis=-1), axis_name)
+
+
+def argmax(logits: Float[Array, "... C"], axis_name: AxisName = None) -> Int[Array, "..."]:
+    """The first class with the largest logit, as a label; int32."""
     length = block_length(logits.shape[-1], BLOCKS)
     if length is None:
-        return _argmax_by_index(logits)
-    return lax.platform_dependent(
-        logits, cpu=partial(_argmax_by_blocks, length=length), default=_argmax_by_index
-    )
+        here = _argmax_by_index(logits)
+    else:
+        here = lax.platform_dependent(
+            logits, cpu=partial(_argmax_by_blocks, length=length), default=_argmax_by_index
+        )
+    if axis_name is None:
+        return here
+    return _mesh.first_owner(here, jnp.max(logits, axis=-1), logits.shape[-1], axis_name)
 
 
 def _maximum_of_others_by_mask(logits: Array, label: Array) -> Array:

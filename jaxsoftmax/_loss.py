@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from jaxsoftmax import _extremes, _logits, _reduction, _rows, _targets
+from jaxsoftmax import _extremes, _logits, _mesh, _reduction, _rows, _targets
 from jaxsoftmax._batch import Batch
+from jaxsoftmax._mesh import AxisName
 from jaxsoftmax._options import LossOptions
 from jaxsoftmax._precision import accumulator, widen
 from jaxsoftmax._rows import Row
@@ -58,43 +59,47 @@ def of_rows(
 ) -> RowLosses:
     """Logits to losses, one row at a time: every option but the weights and the reduction."""
     x = _logits.transform(logits, options)
-    targets = _targets.make(x, label, distribution, class_weights, options.label_smoothing)
+    axis = options.axis_name
+    targets = _targets.make(x, label, distribution, class_weights, options.label_smoothing, axis)
     if targets.coefficients is not None or options.return_statistics:
         x = widen(x)  # several passes, whose gradients are to be added in float32
-    row = observe(x, targets)
-    losses = example_losses(x, row, targets)
+    row = observe(x, targets, axis)
+    losses = example_losses(x, row, targets, axis)
     if options.z_loss:
         losses = losses + z_losses(row, options)
     if not options.return_statistics:
         return RowLosses(losses)
-    return RowLosses(losses, **known_of(x, row, targets, distribution))
+    return RowLosses(losses, **known_of(x, row, targets, distribution, axis))
 
 
-def observe(logits: Float[Array, "... C"], targets: Targets) -> Row:
+def observe(logits: Float[Array, "... C"], targets: Targets, axis_name: AxisName) -> Row:
     """The finished row of each example, seen from its label or largest class."""
-    return _rows.finish(_rows.observe(logits, targets.label))
+    return _rows.finish(_rows.observe(logits, targets.label, axis_name))
 
 
 def example_losses(
-    logits: Float[Array, "... C"], row: Row, targets: Targets
+    logits: Float[Array, "... C"], row: Row, targets: Targets, axis_name: AxisName
 ) -> Float[Array, "..."]:
     """share · (−log p_label) + Σ_c coefficients_c · (−log p_c)."""
     losses = jnp.zeros_like(row.loss) if targets.share is None else times(targets.share, row.loss)
     if targets.coefficients is not None:
-        losses = losses + _dense_loss(logits, row, targets, targets.coefficients)
+        losses = losses + _dense_loss(logits, row, targets, targets.coefficients, axis_name)
     return losses
 
 
 def negative_log_likelihoods(
-    log_probs: Float[Array, "... C"], targets: Targets
+    log_probs: Float[Array, "... C"], targets: Targets, axis_name: AxisName
 ) -> Float[Array, "..."]:
     """The same where the log-probabilities are what is given."""
     losses = jnp.zeros(log_probs.shape[:-1], accumulator(log_probs.dtype))
     if targets.share is not None:
-        losses = times(targets.share, -widen(_rows.take_label(log_probs, targets.label)))
+        of_label = _rows.take_label(log_probs, targets.label, axis_name)
+        losses = times(targets.share, -widen(of_label))
     if targets.coefficients is not None:
         certain = jnp.zeros_like(losses)  # log 1, from which −log p is the gap
-        losses = losses + _rows.weighted_gap(log_probs, targets.coefficients, certain)
+        losses = losses + _rows.weighted_gap(
+            log_probs, targets.coefficients, certain, None, axis_name
+        )
     return losses
 
 
@@ -114,13 +119,14 @@ def of_log_probs(
 ) -> RowLosses:
     """The same where the log-probabilities are what is given."""
     x = log_probs
-    targets = _targets.make(x, label, distribution, class_weights, options.label_smoothing)
+    axis = options.axis_name
+    targets = _targets.make(x, label, distribution, class_weights, options.label_smoothing, axis)
     if targets.coefficients is not None or options.return_statistics:
         x = widen(x)
-    losses = negative_log_likelihoods(x, targets)
+    losses = negative_log_likelihoods(x, targets, axis)
     if not options.return_statistics:
         return RowLosses(losses)
-    return RowLosses(losses, **known_of(x, observe(x, targets), targets, distribution))
+    return RowLosses(losses, **known_of(x, observe(x, targets, axis), targets, distribution, axis))
 
 
 def known_of(
@@ -128,16 +134,18 @@ def known_of(
     row: Row,
     targets: Targets,
     distribution: Float[Array, "... C"] | None,
+    axis_name: AxisName,
 ) -> dict[str, Array]:
     """The statistics of finished rows."""
     log_prob = -row.loss
     if distribution is not None:
-        log_prob = -_dense_loss(logits, row, targets, distribution)
+        log_prob = -_dense_loss(logits, row, targets, distribution, axis_name)
+    predicted = _extremes.argmax(logits, axis_name)
     return {
         "log_prob": log_prob,
         "logsumexp": _rows.logsumexp(row),
-        "entropy": _rows.entropy(logits, row),
-        "predicted": _extremes.argmax(logits),
+        "entropy": _rows.entropy(logits, row, axis_name),
+        "predicted": _mesh.to_global(predicted, logits.shape[-1], axis_name),
     }
 
 
@@ -149,7 +157,7 @@ def reduced(
     options: LossOptions,
 ) -> Any:  # Array, or with return_statistics: tuple[Array, LossStatistics]
     """The rows' losses as one number, with the statistics where they are asked for."""
-    divisor = divisor_of(batch, class_weights, rows.loss.shape, rows.loss.dtype)
+    divisor = divisor_of(batch, class_weights, rows.loss.shape, rows.loss.dtype, options)
     losses = _reduction.weighted(rows.loss, batch.weights)
     loss = losses
     if options.reduction != "none":
@@ -164,11 +172,14 @@ def divisor_of(
     class_weights: Float[Array, "C"] | None,
     shape: tuple[Any, ...],  # of ints and of symbolic dimensions
     dtype: jnp.dtype,
+    options: LossOptions,
 ) -> Float[Array, ""]:
     """What the mean divides by: known before any logit is."""
     label_weights = None
     if class_weights is not None and batch.label is not None:
-        label_weights = _targets.weight_of_label(class_weights.astype(dtype), batch.label)
+        label_weights = _targets.weight_of_label(
+            class_weights.astype(dtype), batch.label, options.axis_name
+        )
     return _reduction.weight_sum(shape, dtype, batch.weights, label_weights)
 
 
@@ -198,14 +209,21 @@ def times(share: Array | float, losses: Array) -> Array:
     return jnp.where(infinite, lax.stop_gradient(share) * losses, finite)
 
 
-def _dense_loss(logits: Array, row: Row, targets: Targets, coefficients: Array) -> Array:
+def _dense_loss(
+    logits: Array, row: Row, targets: Targets, coefficients: Array, axis_name: AxisName
+) -> Array:
     """Σ_c coefficients_c · (−log p_c)."""
     # Mass on a class that does not exist is an infinite gap, which does not move its coefficient.
     fixed = lax.stop_gradient(coefficients)
     mass = jnp.sum(jnp.where(logits == -jnp.inf, fixed, coefficients), axis=-1)
+    mass = _mesh.total(mass, axis_name)
     if targets.share is not None:
-        return mass * row.excess + _rows.weighted_gap(logits, coefficients, row.top)
+        return mass * row.excess + _rows.weighted_gap(
+            logits, coefficients, row.top, None, axis_name
+        )
     # Seen from the largest class k, excess is −log p_k. Taken as such, with the gaps to x_k, its
     # gradient at k cancels nothing: a one-hot distribution is as exact as an integer label.
     excess = jnp.where(row.top == -jnp.inf, 0.0, row.loss)
-    return mass * excess + _rows.weighted_gap(logits, coefficients, row.top, targets.label)
+    return mass * excess + _rows.weighted_gap(
+        logits, coefficients, row.top, targets.label, axis_name
+    )

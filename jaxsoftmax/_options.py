@@ -10,6 +10,7 @@ import dataclasses
 import math
 import numbers
 import operator
+from collections.abc import Hashable
 from typing import Any
 
 REDUCTIONS = ("none", "sum", "mean")
@@ -26,6 +27,7 @@ class LossOptions:
     z_loss: float = 0.0
     soft_cap: float | None = None
     temperature: float = 1.0
+    axis_name: Hashable | None = None
 
     def __post_init__(self) -> None:
         """Check each value and store it as the plain Python type it stands for."""
@@ -44,6 +46,7 @@ class LossOptions:
         store(self, "temperature", temperature)
         store(self, "soft_cap", soft_cap)
         store(self, "ignore_index", _index("ignore_index", self.ignore_index))
+        axis_name_of(self.axis_name)
         store(self, "return_statistics", _flag("return_statistics", self.return_statistics))
 
 
@@ -91,6 +94,16 @@ def _reject_array(name: str, value: Any, expected: str) -> None:
             f"{name} must be {expected}, known when the function is traced, got the array or "
             f"tracer {value!r}; under jit, mark it as a static argument or close over it"
         )
+
+
+def axis_name_of(value: Any) -> Hashable | None:
+    """The name of a mesh axis, a tuple of names, or None."""
+    names = value if isinstance(value, tuple) and value else (value,)
+    if value is not None and not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            f"axis_name must be the name of a mesh axis, a tuple of names, or None, got {value!r}"
+        )
+    return value
 
 
 def chunk_size_of(value: Any) -> int | None:

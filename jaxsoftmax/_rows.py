@@ -13,6 +13,9 @@ the sum and adds it by log1p (Blanchard, Higham and Higham, IMA J. Numer. Anal. 
 
 m is a constant under differentiation: it cancels in every quantity below, and S carries the
 derivative. (Reading it through max would split the derivative over ties and spoil the Hessian.)
+Where the classes are split over a mesh (`axis_name`), a row is observed on every device and the
+states meet in the sums and maxima below: each is a number a row, the same on all devices.
+
 A class that does not exist has logit −inf. A row that holds +inf is saturated: its probability
 sits on the infinite classes, in equal parts, and nothing finite moves it: its gradient is 0.
 """
@@ -27,7 +30,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from jaxsoftmax import _extremes, _precision
+from jaxsoftmax import _extremes, _mesh, _precision
+from jaxsoftmax._mesh import AxisName
 from jaxsoftmax._precision import accumulator, bits, from_bits, largest, widen, widen_apart
 
 
@@ -50,33 +54,36 @@ class Row(NamedTuple):
 # --- observe --------------------------------------------------------------------------------------
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def observe(
-    logits: Float[Array, "... C"], label: Int[Array, "..."], blocks: int = _extremes.BLOCKS
+    logits: Float[Array, "... C"],
+    label: Int[Array, "..."],
+    axis_name: AxisName = None,
+    blocks: int = _extremes.BLOCKS,
 ) -> RowState:
-    """The state of each row seen from its label; a label outside [0, C) makes it NaN."""
-    label_logit = widen(take_label(logits, label))
-    maximum = widen(_extremes.maximum_of_others(logits, label, blocks))
+    """The state of each row seen from its label; a label that is no class makes it NaN."""
+    label_logit = widen(take_label(logits, label, axis_name))
+    maximum = widen(_extremes.maximum_of_others(logits, label, blocks, axis_name))
     finite = _finite(maximum)
     # All classes go into the sum, without a mask (a mask in a reduction costs XLA:CPU a copy of
     # the logits); the label's own term is known, and comes off without loss: where the label is
     # the largest it is exactly 1 and the others sum to at least 1.
-    everyone = _sum_of_exp(logits, finite)
+    everyone = _sum_of_exp(logits, finite, axis_name)
     others = everyone - jnp.exp(jnp.minimum(label_logit - finite, 0.0))
     return RowState(label_logit, maximum, others)
 
 
 @observe.defjvp
-def _observe_jvp(blocks, primals, tangents):  # type: ignore[no-untyped-def]
+def _observe_jvp(axis_name, blocks, primals, tangents):  # type: ignore[no-untyped-def]
     logits, label = primals
-    state = observe(logits, label, _extremes.BLOCKS_BESIDE_A_GRADIENT)
+    state = observe(logits, label, axis_name, _extremes.BLOCKS_BESIDE_A_GRADIENT)
     # One upcast for all terms: in reverse mode they are then added in float32 and rounded once.
     tangent = widen(tangents[0])
     here = _extremes.is_class(logits, label)
     # ∂x_k = ẋ_k, where x_k is a number that can move; ∂S = Σ_{j≠k} exp(x_j − m) ẋ_j.
-    label_tangent = jnp.sum(jnp.where(here, tangent, 0.0), axis=-1)
+    label_tangent = _sum(jnp.where(here, tangent, 0.0), axis_name)
     label_tangent = jnp.where(jnp.isinf(state.label_logit), 0.0, label_tangent)
-    others_tangent = jnp.sum(_terms(logits, label, _finite(state.maximum)) * tangent, axis=-1)
+    others_tangent = _sum(_terms(logits, label, _finite(state.maximum)) * tangent, axis_name)
     return state, RowState(label_tangent, jnp.zeros_like(state.maximum), others_tangent)
 
 
@@ -139,9 +146,9 @@ def _finish_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     return row, Row(loss, excess, jnp.zeros_like(row.top))
 
 
-def from_largest(logits: Float[Array, "... C"]) -> Row:
+def from_largest(logits: Float[Array, "... C"], axis_name: AxisName = None) -> Row:
     """The row seen from its largest class, where nothing but the distribution is asked for."""
-    return finish(observe(logits, _extremes.argmax(logits)))
+    return finish(observe(logits, _extremes.argmax(logits, axis_name), axis_name))
 
 
 def logsumexp(row: Row) -> Float[Array, "..."]:
@@ -149,10 +156,12 @@ def logsumexp(row: Row) -> Float[Array, "..."]:
     return row.top + row.excess
 
 
-def probabilities(logits: Float[Array, "... C"]) -> Float[Array, "... C"]:
+def probabilities(
+    logits: Float[Array, "... C"], axis_name: AxisName = None
+) -> Float[Array, "... C"]:
     """exp(x_c − top) / Σ_j exp(x_j − top); all 0 where no class exists."""
-    top = _finite(jnp.max(logits, axis=-1))
-    total = _sum_of_exp(logits, top)
+    top = _finite(_extremes.maximum(logits, axis_name))
+    total = _sum_of_exp(logits, top, axis_name)
     scale = jnp.where(total == 0.0, 1.0, total)
     return _exponentials(logits, top) / scale[..., None]
 
@@ -168,9 +177,11 @@ def against_zero(logits: Float[Array, "..."]) -> Float[Array, "..."]:
     return finish(RowState(label_logit=logits, maximum=zero, others=zero + 1.0)).loss
 
 
-@jax.custom_jvp
-def take_label(logits: Float[Array, "... C"], label: Int[Array, "..."]) -> Float[Array, "..."]:
-    """x_label, NaN for the label C, which is no class.
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def take_label(
+    logits: Float[Array, "... C"], label: Int[Array, "..."], axis_name: AxisName = None
+) -> Float[Array, "..."]:
+    """x_label, NaN for a label that is no class.
 
     The derivative is a masked sum, whose transpose is a select that fuses with what is added to
     it, where a gather's is a scatter into an array of zeros.
@@ -178,29 +189,30 @@ def take_label(logits: Float[Array, "... C"], label: Int[Array, "..."]) -> Float
     classes = logits.shape[-1]
     home = jnp.minimum(label, classes - 1)[..., None]
     picked = from_bits(jnp.take_along_axis(bits(logits), home, axis=-1)[..., 0], logits.dtype)
-    return jnp.where(label < classes, picked, jnp.nan)
+    return _mesh.from_owner(picked, label, classes, axis_name)
 
 
 @take_label.defjvp
-def _take_label_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+def _take_label_jvp(axis_name, primals, tangents):  # type: ignore[no-untyped-def]
     logits, label = primals
     # A label that is no class makes the gradient of its row NaN, as it makes the loss.
-    invalid = label >= logits.shape[-1]
+    invalid = label == _mesh.nowhere(logits.shape[-1])
     here = _extremes.is_class(logits, label) | invalid[..., None]
     tangent = jnp.sum(jnp.where(here, tangents[0], 0), axis=-1)
     loud = jnp.where(invalid, jnp.nan, 1.0).astype(tangent.dtype)
-    return take_label(logits, label), loud * tangent
+    return take_label(logits, label, axis_name), _mesh.total(loud * tangent, axis_name)
 
 
 # --- what soft targets and statistics need beside it ----------------------------------------------
 
 
-@jax.custom_jvp
+@partial(jax.custom_jvp, nondiff_argnums=(4,))
 def weighted_gap(
     logits: Float[Array, "... C"],
     coefficients: Float[Array, "... C"],
     top: Float[Array, "..."],
     label: Int[Array, "..."] | None = None,
+    axis_name: AxisName = None,
 ) -> Float[Array, "..."]:
     """Σ_c coefficients_c (top − x_c), with 0·inf = 0; top is max(x), or x_label where it is that.
 
@@ -210,10 +222,10 @@ def weighted_gap(
     Without a label, top is a constant under differentiation; with one, it moves with x_label.
     """
     gap = _gap(logits, top)
-    return jnp.sum(jnp.where(coefficients == 0.0, 0.0, coefficients * gap), axis=-1)
+    return _sum(jnp.where(coefficients == 0.0, 0.0, coefficients * gap), axis_name)
 
 
-def _weighted_gap_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+def _weighted_gap_jvp(axis_name, primals, tangents):  # type: ignore[no-untyped-def]
     logits, coefficients, top, label = primals
     moved_logits, moved_coefficients, _, _ = tangents
     gap = _gap(logits, top)
@@ -227,7 +239,7 @@ def _weighted_gap_jvp(primals, tangents):  # type: ignore[no-untyped-def]
             # class that does not exist, only x_k moves (and its coefficient not: the second
             # derivatives are symmetric).
             here = _extremes.is_class(logits, label)
-            top_tangent = jnp.sum(jnp.where(here, moved_logits, 0.0), axis=-1)
+            top_tangent = _sum(jnp.where(here, moved_logits, 0.0), axis_name)
             missing = jnp.isinf(gap)
             coefficients = jnp.where(missing, lax.stop_gradient(coefficients), coefficients)
             approach = jnp.where(missing, 0.0, approach) + top_tangent[..., None]
@@ -235,37 +247,41 @@ def _weighted_gap_jvp(primals, tangents):  # type: ignore[no-untyped-def]
             fixed_logits = jnp.broadcast_to(jnp.isinf(top)[..., None], gap.shape)
         else:
             fixed_logits = fixed
-        tangent += jnp.sum(jnp.where(fixed_logits, 0.0, coefficients * approach), axis=-1)
+        tangent += _sum(jnp.where(fixed_logits, 0.0, coefficients * approach), axis_name)
     if not _is_zero(moved_coefficients):
-        origin = top if label is None else take_label(logits, label)
+        origin = top if label is None else take_label(logits, label, axis_name)
         distance = jnp.where(fixed, 0.0, origin[..., None] - jnp.where(fixed, 0.0, logits))
-        tangent += jnp.sum(moved_coefficients * distance, axis=-1)
-    return weighted_gap(logits, coefficients, top, label), tangent
+        tangent += _sum(moved_coefficients * distance, axis_name)
+    return weighted_gap(logits, coefficients, top, label, axis_name), tangent
 
 
 weighted_gap.defjvp(_weighted_gap_jvp, symbolic_zeros=True)
 
 
-def entropy(logits: Float[Array, "... C"], row: Row) -> Float[Array, "..."]:
+def entropy(
+    logits: Float[Array, "... C"], row: Row, axis_name: AxisName = None
+) -> Float[Array, "..."]:
     """−Σ_j p_j log p_j = excess + Σ_j p_j (top − x_j): two terms of one sign, none absorbed."""
-    return row.excess + jnp.exp(-row.excess) * _mean_gap(logits, row.top)
+    return row.excess + jnp.exp(-row.excess) * _mean_gap(logits, row.top, axis_name)
 
 
-@jax.custom_jvp
-def _mean_gap(logits: Float[Array, "... C"], top: Float[Array, "..."]) -> Float[Array, "..."]:
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _mean_gap(
+    logits: Float[Array, "... C"], top: Float[Array, "..."], axis_name: AxisName
+) -> Float[Array, "..."]:
     """Σ_j exp(x_j − top) (top − x_j), top being a constant."""
     gap = _gap(logits, top)
-    return jnp.sum(jnp.exp(-gap) * jnp.where(jnp.isinf(gap), 0.0, gap), axis=-1)
+    return _sum(jnp.exp(-gap) * jnp.where(jnp.isinf(gap), 0.0, gap), axis_name)
 
 
 @_mean_gap.defjvp
-def _mean_gap_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+def _mean_gap_jvp(axis_name, primals, tangents):  # type: ignore[no-untyped-def]
     logits, top = primals
     gap = _gap(logits, top)
     fixed = jnp.isinf(gap) | jnp.isinf(top)[..., None]
     distance = jnp.where(fixed, 0.0, top[..., None] - jnp.where(fixed, 0.0, logits))
     slope = jnp.where(fixed, 0.0, jnp.exp(-distance) * (distance - 1.0))
-    return _mean_gap(logits, top), jnp.sum(slope * tangents[0], axis=-1)
+    return _mean_gap(logits, top, axis_name), _sum(slope * tangents[0], axis_name)
 
 
 # --- helpers --------------------------------------------------------------------------------------
@@ -278,14 +294,21 @@ def _exponentials(logits: Array, maximum: Array) -> Array:
     return jnp.exp(jnp.minimum(widen(logits) - maximum[..., None], -0.0))
 
 
-def _sum_of_exp(logits: Array, maximum: Array) -> Array:
+def _sum(terms: Array, axis_name: AxisName) -> Array:
+    """Σ over all classes, those of the other shards too."""
+    return _mesh.total(jnp.sum(terms, axis=-1), axis_name)
+
+
+def _sum_of_exp(logits: Array, maximum: Array, axis_name: AxisName) -> Array:
     """Σ_j exp(min(x_j − m, 0)), long rows in pieces on the CPU."""
     pieces = _pieces(logits.shape[-1])
     if pieces == 1:
-        return _sum_at_once(logits, maximum)
-    return lax.platform_dependent(
-        logits, maximum, cpu=partial(_sum_in_pieces, pieces=pieces), default=_sum_at_once
-    )
+        here = _sum_at_once(logits, maximum)
+    else:
+        here = lax.platform_dependent(
+            logits, maximum, cpu=partial(_sum_in_pieces, pieces=pieces), default=_sum_at_once
+        )
+    return _mesh.total(here, axis_name)
 
 
 def _sum_at_once(logits: Array, maximum: Array) -> Array:

@@ -17,14 +17,15 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from jaxsoftmax import _extremes
+from jaxsoftmax import _extremes, _mesh
+from jaxsoftmax._mesh import AxisName
 from jaxsoftmax._precision import accumulator
 
 
 class Targets(NamedTuple):
     """Both kinds of label, smoothed and weighted, in the form that the loss reads."""
 
-    label: Int[Array, "..."]  # C for one that is no class; for distributions the largest logit
+    label: Int[Array, "..."]  # of this shard, see _mesh; for distributions the largest logit
     share: Float[Array, "..."] | float | None  # None for distributions
     coefficients: Float[Array, "... C"] | None
 
@@ -35,14 +36,15 @@ def make(
     distribution: Float[Array, "... C"] | None,
     class_weights: Float[Array, "C"] | None,
     smoothing: float,
+    axis_name: AxisName = None,
 ) -> Targets:
     """Targets of whichever kind of label there is."""
     if class_weights is not None:
         class_weights = class_weights.astype(accumulator(logits.dtype))
     if label is not None:
-        return from_classes(logits, label, class_weights, smoothing)
+        return from_classes(logits, label, class_weights, smoothing, axis_name)
     assert distribution is not None
-    return from_distributions(logits, distribution, class_weights, smoothing)
+    return from_distributions(logits, distribution, class_weights, smoothing, axis_name)
 
 
 def from_classes(
@@ -50,14 +52,15 @@ def from_classes(
     label: Int[Array, "..."],
     class_weights: Float[Array, "C"] | None,
     smoothing: float,
+    axis_name: AxisName = None,
 ) -> Targets:
     """Targets of integer labels; no one-hot array is built."""
     share: Array | float = 1.0 - smoothing
     if class_weights is not None:
-        share = share * weight_of_label(class_weights, label)
+        share = share * weight_of_label(class_weights, label, axis_name)
     if not smoothing:
         return Targets(label, share, None)
-    return Targets(label, share, _weighted(_uniform(logits, smoothing), class_weights))
+    return Targets(label, share, _weighted(_uniform(logits, smoothing, axis_name), class_weights))
 
 
 def from_distributions(
@@ -65,12 +68,14 @@ def from_distributions(
     distribution: Float[Array, "... C"],
     class_weights: Float[Array, "C"] | None,
     smoothing: float,
+    axis_name: AxisName = None,
 ) -> Targets:
     """Targets of one-hot or soft labels."""
     coefficients = distribution
     if smoothing:
-        coefficients = (1.0 - smoothing) * distribution + _uniform(logits, smoothing)
-    return Targets(_extremes.argmax(logits), None, _weighted(coefficients, class_weights))
+        coefficients = (1.0 - smoothing) * distribution + _uniform(logits, smoothing, axis_name)
+    label = _extremes.argmax(logits, axis_name)
+    return Targets(label, None, _weighted(coefficients, class_weights))
 
 
 def from_binary(
@@ -84,16 +89,20 @@ def from_binary(
     return positive, negative
 
 
-def weight_of_label(class_weights: Float[Array, "C"], label: Int[Array, "..."]) -> Array:
+def weight_of_label(
+    class_weights: Float[Array, "C"], label: Int[Array, "..."], axis_name: AxisName = None
+) -> Float[Array, "..."]:
     """w_y of each example, NaN for a label that is none of the classes."""
-    return jnp.take(class_weights, label, axis=0, mode="fill", fill_value=jnp.nan)
+    classes = class_weights.shape[0]
+    weights = jnp.take(class_weights, jnp.minimum(label, classes - 1), axis=0)
+    return _mesh.from_owner(weights, label, classes, axis_name)
 
 
-def _uniform(logits: Array, smoothing: float) -> Array:
+def _uniform(logits: Array, smoothing: float, axis_name: AxisName) -> Array:
     """ε/C on the classes that exist, 0 on the others."""
     exists = logits != -jnp.inf
     dtype = accumulator(logits.dtype)
-    count = jnp.sum(exists, axis=-1, keepdims=True, dtype=dtype)
+    count = _mesh.total(jnp.sum(exists, axis=-1, keepdims=True, dtype=dtype), axis_name)
     return jnp.where(exists, smoothing / jnp.maximum(count, 1.0), 0.0).astype(dtype)
 
 

@@ -11,7 +11,9 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float
 
-from jaxsoftmax import _arguments, _extremes, _logits, _rows
+from jaxsoftmax import _arguments, _extremes, _logits, _mesh, _rows
+from jaxsoftmax._mesh import AxisName
+from jaxsoftmax._options import axis_name_of
 from jaxsoftmax._precision import widen
 
 _Array = Array | np.ndarray
@@ -23,6 +25,7 @@ def logsumexp(
     *,
     where: Bool[_Array, "..."] | None = None,
     keepdims: bool = False,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> Float[Array, "..."]:
     r"""log Σ_c exp(x_c), the logarithm of softmax's normaliser.
 
@@ -34,6 +37,7 @@ def logsumexp(
         axis: the class axis, or several.
         where: boolean, broadcastable to `logits`; excluded classes do not exist.
         keepdims: keep the class axes with length 1.
+        axis_name: inside `jax.shard_map`, the mesh axis over which the classes are split.
 
     Returns:
         The logits' shape without the class axes, in float32 (float64 for float64 logits); -inf
@@ -56,8 +60,8 @@ def logsumexp(
     """
     if not isinstance(keepdims, bool):
         raise TypeError(f"keepdims must be True or False, got {keepdims!r}")
-    x, axes, mask = _check(logits, axis, where)
-    return _apply_logsumexp(x, mask, axes=axes, keepdims=keepdims)
+    x, axes, mask = _check(logits, axis, where, axis_name)
+    return _apply_logsumexp(x, mask, axes=axes, keepdims=keepdims, axis_name=axis_name)
 
 
 def softmax(
@@ -65,6 +69,7 @@ def softmax(
     axis: int | tuple[int, ...] = -1,
     *,
     where: Bool[_Array, "..."] | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> Float[Array, "..."]:
     r"""ŷ_c = exp(x_c) / Σ_j exp(x_j): logits to a probability distribution.
 
@@ -72,6 +77,7 @@ def softmax(
         logits: `[..., C, ...]`, floating point.
         axis: the class axis, or several that share one distribution.
         where: boolean, broadcastable to `logits`; an excluded class has probability 0.
+        axis_name: inside `jax.shard_map`, the mesh axis over which the classes are split.
 
     Returns:
         The probabilities, in the shape and dtype of `logits`, computed in float32 at least. All
@@ -92,8 +98,8 @@ def softmax(
 
     Source: Dive into Deep Learning, section 4.1.1.2 (the softmax).
     """
-    x, axes, mask = _check(logits, axis, where)
-    return _apply(x, mask, function=_softmax, axes=axes)
+    x, axes, mask = _check(logits, axis, where, axis_name)
+    return _apply(x, mask, function=_softmax, axes=axes, axis_name=axis_name)
 
 
 def log_softmax(
@@ -101,6 +107,7 @@ def log_softmax(
     axis: int | tuple[int, ...] = -1,
     *,
     where: Bool[_Array, "..."] | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> Float[Array, "..."]:
     r"""log ŷ_c = x_c − log Σ_j exp(x_j): softmax's logarithm, never through softmax.
 
@@ -108,6 +115,7 @@ def log_softmax(
         logits: `[..., C, ...]`, floating point.
         axis: the class axis, or several that share one distribution.
         where: boolean, broadcastable to `logits`; an excluded class has log-probability -inf.
+        axis_name: inside `jax.shard_map`, the mesh axis over which the classes are split.
 
     Returns:
         The log-probabilities, in the shape and dtype of `logits`, computed in float32 at least.
@@ -129,50 +137,54 @@ def log_softmax(
 
     Source: Dive into Deep Learning, section 4.5.2 (softmax revisited).
     """
-    x, axes, mask = _check(logits, axis, where)
-    return _apply(x, mask, function=_log_softmax, axes=axes)
+    x, axes, mask = _check(logits, axis, where, axis_name)
+    return _apply(x, mask, function=_log_softmax, axes=axes, axis_name=axis_name)
 
 
 # --- the functions over the last axis, in the accumulator's dtype, each with its rule -------------
 
 
-@jax.custom_jvp
-def _softmax(x: Float[Array, "... C"]) -> Float[Array, "... C"]:
-    return _rows.probabilities(x)
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _softmax(x: Float[Array, "... C"], axis_name: AxisName) -> Float[Array, "... C"]:
+    return _rows.probabilities(x, axis_name)
 
 
 @_softmax.defjvp
-def _softmax_jvp(primals, tangents):  # type: ignore[no-untyped-def]
-    p = _softmax(primals[0])
-    return p, p * _log_softmax_tangent(primals[0], p, tangents[0])
+def _softmax_jvp(axis_name, primals, tangents):  # type: ignore[no-untyped-def]
+    p = _softmax(primals[0], axis_name)
+    return p, p * _log_softmax_tangent(primals[0], p, tangents[0], axis_name)
 
 
-@jax.custom_jvp
-def _log_softmax(x: Float[Array, "... C"]) -> Float[Array, "... C"]:
-    return _rows.log_probabilities(x, _rows.from_largest(x))
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _log_softmax(x: Float[Array, "... C"], axis_name: AxisName) -> Float[Array, "... C"]:
+    return _rows.log_probabilities(x, _rows.from_largest(x, axis_name))
 
 
 @_log_softmax.defjvp
-def _log_softmax_jvp(primals, tangents):  # type: ignore[no-untyped-def]
-    p = _softmax(primals[0])
-    return _log_softmax(primals[0]), _log_softmax_tangent(primals[0], p, tangents[0])
+def _log_softmax_jvp(axis_name, primals, tangents):  # type: ignore[no-untyped-def]
+    p = _softmax(primals[0], axis_name)
+    moved = _log_softmax_tangent(primals[0], p, tangents[0], axis_name)
+    return _log_softmax(primals[0], axis_name), moved
 
 
-def _log_softmax_tangent(x: Array, p: Array, tangent: Array) -> Array:
+def _log_softmax_tangent(x: Array, p: Array, tangent: Array, axis_name: AxisName) -> Array:
     """∂ log p_c = ẋ_c − Σ_j p_j ẋ_j, at the largest class a as (1 − p_a) ẋ_a − Σ_{j≠a} p_j ẋ_j.
 
     1 − p_a is the sum of the others and absorbs none of them, so that the gradient at a, too, is
     exact where the model is sure.
     """
-    at_top = _extremes.is_class(x, _extremes.argmax(x))
+
+    def total(terms: Array) -> Array:
+        return _mesh.total(jnp.sum(terms, axis=-1, keepdims=True), axis_name)
+
+    at_top = _extremes.is_class(x, _extremes.argmax(x, axis_name))
     # What cannot move: classes that do not exist, and every class beside one at +inf.
-    fixed = jnp.isinf(x) | (jnp.max(x, axis=-1, keepdims=True) == jnp.inf)
+    fixed = jnp.isinf(x) | (_extremes.maximum(x, axis_name) == jnp.inf)[..., None]
     others = jnp.where(at_top, 0.0, p)
-    moved_others = jnp.sum(others * tangent, axis=-1, keepdims=True)
-    moved_top = jnp.sum(jnp.where(at_top, tangent, 0.0), axis=-1, keepdims=True)
-    p_top = jnp.sum(jnp.where(at_top, p, 0.0), axis=-1, keepdims=True)  # max splits over ties
-    p_others = jnp.sum(others, axis=-1, keepdims=True)
-    own = jnp.where(at_top, p_others * moved_top, tangent - p_top * moved_top)
+    moved_others = total(others * tangent)
+    moved_top = total(jnp.where(at_top, tangent, 0.0))
+    p_top = total(jnp.where(at_top, p, 0.0))  # max splits over ties
+    own = jnp.where(at_top, total(others) * moved_top, tangent - p_top * moved_top)
     return jnp.where(fixed, 0.0, own - moved_others)
 
 
@@ -180,30 +192,41 @@ def _log_softmax_tangent(x: Array, p: Array, tangent: Array) -> Array:
 
 
 def _check(
-    logits: object, axis: int | tuple[int, ...], where: object
+    logits: object, axis: int | tuple[int, ...], where: object, axis_name: AxisName
 ) -> tuple[Array, tuple[int, ...], Array | None]:
+    _mesh.shards(axis_name_of(axis_name))
     x = _arguments.as_real("logits", logits)
     axes = _arguments.class_axes("logits", x, axis)
     return x, axes, _arguments.as_mask("where", where, x.shape, "logits")
 
 
-@partial(jax.jit, static_argnames=("function", "axes"))
+@partial(jax.jit, static_argnames=("function", "axes", "axis_name"))
 def _apply(
-    logits: Array, where: Array | None, *, function: Callable[[Array], Array], axes: tuple[int, ...]
+    logits: Array,
+    where: Array | None,
+    *,
+    function: Callable[[Array, AxisName], Array],
+    axes: tuple[int, ...],
+    axis_name: AxisName,
 ) -> Array:
     x = _classes_last(_logits.exclude(logits, where), axes)
-    result = function(widen(x)).astype(logits.dtype)
+    result = function(widen(x), axis_name).astype(logits.dtype)
     kept = [n for i, n in enumerate(logits.shape) if i not in axes]
     result = result.reshape(*kept, *(logits.shape[a] for a in axes))
     return jnp.moveaxis(result, range(len(kept), logits.ndim), axes)
 
 
-@partial(jax.jit, static_argnames=("axes", "keepdims"))
+@partial(jax.jit, static_argnames=("axes", "keepdims", "axis_name"))
 def _apply_logsumexp(
-    logits: Array, where: Array | None, *, axes: tuple[int, ...], keepdims: bool
+    logits: Array,
+    where: Array | None,
+    *,
+    axes: tuple[int, ...],
+    keepdims: bool,
+    axis_name: AxisName,
 ) -> Array:
     x = _classes_last(_logits.exclude(logits, where), axes)
-    result = _rows.logsumexp(_rows.from_largest(x))
+    result = _rows.logsumexp(_rows.from_largest(x, axis_name))
     return jnp.expand_dims(result, sorted(axes)) if keepdims else result
 
 

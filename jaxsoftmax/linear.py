@@ -11,12 +11,13 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Num, Real
 
-from jaxsoftmax import _arguments, _batch, _logits, _loss, _reduction
+from jaxsoftmax import _arguments, _batch, _logits, _loss, _mesh, _reduction
 from jaxsoftmax._batch import Batch
 from jaxsoftmax._fused import derivative, select
 from jaxsoftmax._fused.chunked import Fixed, Moving
 from jaxsoftmax._fused.plan import make_plan
 from jaxsoftmax._loss import RowLosses
+from jaxsoftmax._mesh import vary_alike
 from jaxsoftmax._options import LossOptions, chunk_size_of
 from jaxsoftmax._precision import accumulator, product
 
@@ -41,6 +42,7 @@ def linear_cross_entropy(
     temperature: float = 1.0,
     chunk_size: int | None = None,
     implementation: str = "auto",
+    axis_name: str | tuple[str, ...] | None = None,
     return_statistics: bool = False,
 ) -> Float[Array, "..."] | Any:  # with return_statistics: tuple[loss, LossStatistics]
     r"""Cross entropy of the logits hidden @ kernel + bias, which are never held.
@@ -72,6 +74,10 @@ def linear_cross_entropy(
             for any number of tokens takes a sixteenth of them at a time.)
         implementation: "auto", "chunked", or "reference", which has all logits at once: the
             definition.
+        axis_name: inside `jax.shard_map`, the mesh axis that splits the classes in equal shards:
+            `kernel`, `bias`, `where`, `class_weights` and distributions are this device's,
+            integer labels are global. Three numbers an example are sent, and for the gradient of
+            `hidden` one sum of its size.
         return_statistics: return `(loss, LossStatistics)`.
 
     Returns:
@@ -106,9 +112,11 @@ def linear_cross_entropy(
         z_loss=z_loss,
         soft_cap=soft_cap,
         temperature=temperature,
+        axis_name=axis_name,
     )
     tokens = chunk_size_of(chunk_size)
     chosen = select.choose(implementation, tokens)
+    shards = _mesh.shards(options.axis_name)
     hidden, kernel, bias = _arguments.as_linear(hidden, kernel, bias)
     shape = (*hidden.shape[:-1], kernel.shape[1])
     labels = _arguments.as_labels("labels", labels, "hidden @ kernel", shape, len(shape) - 1)
@@ -119,7 +127,7 @@ def linear_cross_entropy(
         bias,
         labels,
         _arguments.as_class_mask(where, shape),
-        _arguments.as_class_weights(class_weights, shape[-1]),
+        _arguments.as_class_weights(class_weights, shape[-1], shards),
         _arguments.as_example_weights(example_weights, shape[:-1]),
         _arguments.as_denominator(denominator, options.reduction),
         options=options,
@@ -143,6 +151,7 @@ def _linear_cross_entropy(
     chosen: str,
     tokens: int | None,
 ) -> Any:
+    hidden = vary_alike(hidden, (labels, example_weights))
     shape = hidden.shape[:-1]
     dtype = accumulator(hidden.dtype, kernel.dtype)
     batch = _batch.rows_in_one_form(
@@ -150,8 +159,8 @@ def _linear_cross_entropy(
         labels,
         example_weights,
         classes=kernel.shape[1],
-        ignore_index=options.ignore_index,
         dtype=dtype,
+        options=options,
     )
     moving = Moving(batch.inputs, kernel, bias, class_weights, batch.distribution)
     fixed = _fixed(batch, where, kernel.shape[1])
@@ -159,8 +168,8 @@ def _linear_cross_entropy(
     if chosen == "chunked" and options.reduction != "none" and not options.return_statistics:
         plan = make_plan(math.prod(shape), tokens)
         weights = _reduction.weights_of(batch.weights, batch.inputs.shape[:1], dtype)
-        total = derivative.total(compute, plan, moving, fixed, weights)
-        divisor = _loss.divisor_of(batch, class_weights, weights.shape, dtype)
+        total = derivative.total(compute, plan, options.axis_name, moving, fixed, weights)
+        divisor = _loss.divisor_of(batch, class_weights, weights.shape, dtype, options)
         return _reduction.divided(total, divisor, denominator, options)
     if chosen == "chunked":
         rows = derivative.rows(compute, make_plan(math.prod(shape), tokens), moving, fixed)

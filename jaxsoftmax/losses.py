@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Num, Real
 
-from jaxsoftmax import _arguments, _batch, _logits, _loss, _rows, _targets
+from jaxsoftmax import _arguments, _batch, _logits, _loss, _mesh, _rows, _targets
 from jaxsoftmax._options import LossOptions
 from jaxsoftmax._precision import widen
 
@@ -34,6 +34,7 @@ def cross_entropy(
     z_loss: float = 0.0,
     soft_cap: float | None = None,
     temperature: float = 1.0,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> _Loss | Any:  # with return_statistics: tuple[_Loss, LossStatistics]
     r"""Cross entropy between labels and softmax(logits), computed from the logits.
 
@@ -67,6 +68,9 @@ def cross_entropy(
         z_loss: λ adds λ·logsumexp² to each example.
         soft_cap: c replaces a logit x by c·tanh(x/c).
         temperature: divides the (capped) logits.
+        axis_name: inside `jax.shard_map`, the mesh axis that splits the classes in equal shards:
+            `logits`, `where`, `class_weights` and distributions are this device's, integer
+            labels are global. Three numbers an example are sent, and nothing for the gradient.
 
     Returns:
         The loss, float32 (float64 for float64 logits): a scalar, or with reduction="none" one
@@ -105,6 +109,7 @@ def cross_entropy(
         z_loss=z_loss,
         soft_cap=soft_cap,
         temperature=temperature,
+        axis_name=axis_name,
     )
     return _check_and_call(
         _cross_entropy,
@@ -132,6 +137,7 @@ def nll_loss(
     reduction: str = "mean",
     denominator: float | Array | None = None,
     return_statistics: bool = False,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> _Loss | Any:  # with return_statistics: tuple[_Loss, LossStatistics]
     r"""Negative log-likelihood of labels under log-probabilities.
 
@@ -151,6 +157,7 @@ def nll_loss(
         reduction: as in `cross_entropy`.
         denominator: as in `cross_entropy`.
         return_statistics: as in `cross_entropy`; the statistics treat `log_probs` as logits.
+        axis_name: as in `cross_entropy`.
 
     Returns:
         The loss, float32 (float64 for float64 log-probabilities): a scalar, or one number per
@@ -178,6 +185,7 @@ def nll_loss(
         label_smoothing=label_smoothing,
         ignore_index=ignore_index,
         return_statistics=return_statistics,
+        axis_name=axis_name,
     )
     return _check_and_call(
         _nll_loss,
@@ -271,6 +279,7 @@ def _check_and_call(
     """Check the arrays of a loss over classes, then compute it."""
     logits = _arguments.as_real(name, logits)
     axis = _arguments.class_axis(name, logits, axis)
+    shards = _mesh.shards(options.axis_name)
     labels = _arguments.as_labels("labels", labels, name, logits.shape, axis)
     _arguments.check_ignore_index(options.ignore_index, labels, logits)
     batch = logits.shape[:axis] + logits.shape[axis + 1 :]
@@ -278,7 +287,7 @@ def _check_and_call(
         logits,
         labels,
         _arguments.as_mask("where", where, logits.shape, name),
-        _arguments.as_class_weights(class_weights, logits.shape[axis]),
+        _arguments.as_class_weights(class_weights, logits.shape[axis], shards),
         _arguments.as_example_weights(example_weights, batch),
         _arguments.as_denominator(denominator, options.reduction),
         axis=axis,
@@ -303,7 +312,7 @@ def _cross_entropy(
         labels,
         example_weights,
         axis=axis,
-        ignore_index=options.ignore_index,
+        options=options,
     )
     rows = _loss.of_rows(batch.inputs, batch.label, batch.distribution, class_weights, options)
     return _loss.reduced(rows, batch, class_weights, denominator, options)
@@ -321,9 +330,7 @@ def _nll_loss(
     axis: int,
     options: LossOptions,
 ) -> Any:
-    batch = _batch.one_form(
-        log_probs, labels, example_weights, axis=axis, ignore_index=options.ignore_index
-    )
+    batch = _batch.one_form(log_probs, labels, example_weights, axis=axis, options=options)
     rows = _loss.of_log_probs(batch.inputs, batch.label, batch.distribution, class_weights, options)
     return _loss.reduced(rows, batch, class_weights, denominator, options)
 

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 
 from jaxsoftmax._fused.plan import Plan
 from jaxsoftmax._loss import RowLosses
+from jaxsoftmax._mesh import vary_alike, vary_as
 from jaxsoftmax._precision import accumulator, product
 
 
@@ -103,7 +104,8 @@ def rows_and_gradients(
             distribution=_map(lambda s: _put(s, of_distribution, i), sums.distribution),
         ), losses
 
-    start = _zeros(moving, wanted, plan)
+    # Over a mesh, each gradient is this device's part of a sum: it varies wherever an input does.
+    start = vary_alike(_zeros(moving, wanted, plan), (moving, fixed, weights))
     sums, losses = lax.scan(jax.checkpoint(step), start, jnp.arange(plan.steps))
     return _join(losses, moving.hidden), sums._replace(
         hidden=_map(lambda x: _unsplit(x, moving.hidden), sums.hidden),
@@ -165,7 +167,7 @@ def _losses_and_pull(
     losses, transpose = jax.vjp(losses_of, logits, *arguments)
 
     def pull(weight: Array) -> tuple[Array, Array | None, Array | None]:
-        delta, *rest = transpose(weight)
+        delta, *rest = transpose(vary_alike(weight, losses))
         taken = iter(rest)
         of_weights, of_distribution = (next(taken) if a else None for a in asked)
         return delta, of_weights, of_distribution
@@ -200,7 +202,8 @@ def _in_the_loop(i: Array, f: Callable[..., Any], *arguments: Any) -> Any:
     def on_cpu(i: Array, *arguments: Any) -> Any:
         def never(*arguments: Any) -> Any:
             shapes = jax.eval_shape(f, *arguments)
-            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            return vary_as(zeros, shapes)
 
         return lax.cond(i >= 0, f, never, *arguments)
 

@@ -21,23 +21,31 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Float
 
-from jaxsoftmax import _reduction
+from jaxsoftmax import _mesh, _reduction
 from jaxsoftmax._fused import chunked
 from jaxsoftmax._fused.chunked import Compute, Fixed, Moving
 from jaxsoftmax._fused.plan import Plan
 from jaxsoftmax._loss import RowLosses
+from jaxsoftmax._mesh import AxisName
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def total(
-    compute: Compute, plan: Plan, moving: Moving, fixed: Fixed, weights: Float[Array, "N"]
+    compute: Compute,
+    plan: Plan,
+    axis_name: AxisName,
+    moving: Moving,
+    fixed: Fixed,
+    weights: Float[Array, "N"],
 ) -> Float[Array, ""]:
     """Σ weights · loss."""
     losses = chunked.rows(compute, moving, fixed, plan).loss
     return jnp.sum(_reduction.weighted(losses, weights))
 
 
-def _total_jvp(compute: Compute, plan: Plan, primals: Any, tangents: Any) -> tuple[Array, Array]:
+def _total_jvp(
+    compute: Compute, plan: Plan, axis_name: AxisName, primals: Any, tangents: Any
+) -> tuple[Array, Array]:
     moving, fixed, weights = primals
     moved, moved_weights = _moved(tangents[0]), tangents[2]
     losses, gradients = chunked.rows_and_gradients(compute, moving, fixed, weights, plan, moved)
@@ -49,7 +57,7 @@ def _total_jvp(compute: Compute, plan: Plan, primals: Any, tangents: Any) -> tup
             tangent += jnp.sum(gradient.astype(value.dtype) * motion.astype(value.dtype))
     if not isinstance(moved_weights, SymbolicZero):
         tangent += jnp.sum(moved_weights * losses)
-    return value, tangent
+    return value, _mesh.total(tangent, axis_name)
 
 
 total.defjvp(_total_jvp, symbolic_zeros=True)

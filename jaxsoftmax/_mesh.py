@@ -1,0 +1,136 @@
+"""Every collective, and no mathematics: what one device's shard of the classes knows of the others.
+
+`axis_name` is the mesh axis over which the classes are split in equal shards, None where they are
+all here; then nothing is sent. A label is an index into this device's shard, or one of two numbers
+beyond it: `elsewhere` where another shard holds it, `nowhere` where it is no class at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Bool, Float, Int
+
+AxisName = Hashable | None
+
+
+def shards(axis_name: AxisName) -> int:
+    """Over how many devices the classes are split; an error where the name means nothing here."""
+    if axis_name is None:
+        return 1
+    try:
+        return int(lax.axis_size(axis_name))
+    except NameError:
+        raise ValueError(
+            f"axis_name must name a mesh axis of the jax.shard_map (or a vmap axis) around this "
+            f"call, got {axis_name!r}, which is not bound; outside of shard_map leave it out: "
+            f"sharded arrays just work under jit"
+        ) from None
+
+
+def total(x: Float[Array, "..."], axis_name: AxisName) -> Float[Array, "..."]:
+    """The sum over the shards."""
+    return x if axis_name is None else lax.psum(x, axis_name)
+
+
+def maximum(x: Float[Array, "..."], axis_name: AxisName) -> Float[Array, "..."]:
+    """The largest over the shards; a constant under differentiation."""
+    return x if axis_name is None else lax.pmax(lax.stop_gradient(x), axis_name)
+
+
+def anywhere(x: Bool[Array, "..."], axis_name: AxisName) -> Bool[Array, "..."]:
+    """Whether it is true on any shard."""
+    return x if axis_name is None else lax.pmax(x.astype(jnp.int32), axis_name) > 0
+
+
+# --- labels ---------------------------------------------------------------------------------------
+
+
+def elsewhere(classes: int) -> int:
+    """The label of a class that another shard holds; `classes` are here."""
+    return classes
+
+
+def nowhere(classes: int) -> int:
+    """The label that is no class."""
+    return classes + 1
+
+
+def local(
+    label: Int[Array, "..."], valid: Bool[Array, "..."], classes: int, axis_name: AxisName
+) -> Int[Array, "..."]:
+    """A global index as an index into this shard of so many classes."""
+    label = jnp.where(valid, label, 0).astype(jnp.int32)
+    if axis_name is not None:
+        label = label - _first(classes, axis_name)
+        label = jnp.where((label >= 0) & (label < classes), label, elsewhere(classes))
+    return jnp.where(valid, label, nowhere(classes))
+
+
+def to_global(label: Int[Array, "..."], classes: int, axis_name: AxisName) -> Int[Array, "..."]:
+    """The reverse, known on every shard."""
+    if axis_name is None:
+        return label
+    here = label < classes
+    return lax.psum(jnp.where(here, label + _first(classes, axis_name), 0), axis_name)
+
+
+def from_owner(
+    x: Float[Array, "..."], label: Int[Array, "..."], classes: int, axis_name: AxisName
+) -> Float[Array, "..."]:
+    """What the shard that holds the label has for it, on every shard; NaN for `nowhere`."""
+    none = jnp.where(label == nowhere(classes), jnp.nan, 0.0).astype(x.dtype)
+    return total(jnp.where(label < classes, x, none), axis_name)
+
+
+def first_owner(
+    label: Int[Array, "..."], largest: Float[Array, "..."], classes: int, axis_name: AxisName
+) -> Int[Array, "..."]:
+    """The label on the first shard that holds the largest number, `elsewhere` on the others.
+
+    `label` is the largest class of this shard and `largest` its number. One owner, since two that
+    tie would be counted twice; and a NaN is held by whoever has it.
+    """
+    if axis_name is None:
+        return label
+    me = lax.axis_index(axis_name)
+    mine = (largest == maximum(largest, axis_name)) | jnp.isnan(largest)
+    owner = lax.pmin(jnp.where(mine, me, shards(axis_name)), axis_name)
+    return jnp.where(owner == me, label, elsewhere(classes))
+
+
+def _first(classes: int, axis_name: AxisName) -> Int[Array, ""]:
+    return lax.axis_index(axis_name).astype(jnp.int32) * classes
+
+
+# --- what JAX keeps about each array --------------------------------------------------------------
+
+
+def vary_alike(tree: Any, like: Any) -> Any:
+    """The tree, each array varying over every mesh axis over which one in `like` varies.
+
+    A loop's state and the branches of a conditional must agree in this, and a new zero varies over
+    nothing.
+    """
+    axes = frozenset[Any]().union(*(_varying(x) for x in jax.tree.leaves(like)))
+
+    def vary(x: Array) -> Array:
+        missing = tuple(axes - _varying(x))
+        return lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(vary, tree) if axes else tree
+
+
+def vary_as(tree: Any, like: Any) -> Any:
+    """Each array of the tree as its counterpart in a tree of arrays or of their shapes."""
+    return jax.tree.map(vary_alike, tree, like)
+
+
+def _varying(x: Array) -> frozenset[Any]:
+    kind = x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)
+    axes = getattr(kind, "manual_axis_type", None)  # None for a shape outside of any mesh
+    return frozenset() if axes is None else axes.varying
