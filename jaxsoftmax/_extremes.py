@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from jaxsoftmax import _mesh
 from jaxsoftmax._mesh import AxisName
+from jaxsoftmax._placement import on_one_cpu
 from jaxsoftmax._precision import bits, from_bits
 
 _FEWEST_CLASSES = 64  # below this a mask costs nothing anywhere
@@ -32,9 +33,10 @@ def is_class(logits: Float[Array, "... C"], label: Int[Array, "..."]) -> Bool[Ar
     return classes == label[..., None]
 
 
-def block_length(classes: int, blocks: int) -> int | None:
-    """The divisor of `classes` that makes nearest to `blocks` blocks of a row; None without one."""
-    if classes < _FEWEST_CLASSES:
+def block_length(logits: Float[Array, "... C"], blocks: int) -> int | None:
+    """The divisor of C that makes nearest to `blocks` blocks of a row; None without one."""
+    classes = logits.shape[-1]
+    if classes < _FEWEST_CLASSES or _mesh.split_by_type(logits):
         return None
     lengths = [b for b in range(16, classes // 2 + 1) if classes % b == 0]
     return min(lengths, key=lambda b: abs(math.log(b * blocks / classes)), default=None)
@@ -47,16 +49,12 @@ def maximum_of_others(
     axis_name: AxisName = None,
 ) -> Float[Array, "..."]:
     """max over j != label of logits_j, -inf where there is no other class."""
-    length = block_length(logits.shape[-1], blocks)
+    length = block_length(logits, blocks)
     if length is None:
         here = _maximum_of_others_by_mask(logits, label)
     else:
-        here = lax.platform_dependent(
-            logits,
-            label,
-            cpu=partial(_maximum_of_others_by_blocks, length=length),
-            default=_maximum_of_others_by_mask,
-        )
+        by_blocks = partial(_maximum_of_others_by_blocks, length=length)
+        here = on_one_cpu(by_blocks, _maximum_of_others_by_mask, logits, label)
     return _mesh.maximum(here, axis_name)
 
 
@@ -67,13 +65,12 @@ def maximum(logits: Float[Array, "... C"], axis_name: AxisName = None) -> Float[
 
 def argmax(logits: Float[Array, "... C"], axis_name: AxisName = None) -> Int[Array, "..."]:
     """The first class with the largest logit, as a label; int32."""
-    length = block_length(logits.shape[-1], BLOCKS)
+    length = block_length(logits, BLOCKS)
     if length is None:
         here = _argmax_by_index(logits)
     else:
-        here = lax.platform_dependent(
-            logits, cpu=partial(_argmax_by_blocks, length=length), default=_argmax_by_index
-        )
+        by_blocks = partial(_argmax_by_blocks, length=length)
+        here = on_one_cpu(by_blocks, _argmax_by_index, logits)
     if axis_name is None:
         return here
     return _mesh.first_owner(here, jnp.max(logits, axis=-1), logits.shape[-1], axis_name)

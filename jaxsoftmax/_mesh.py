@@ -125,6 +125,16 @@ def vary_alike(tree: Any, like: Any) -> Any:
     return jax.tree.map(vary, tree) if axes else tree
 
 
+def split_by_type(x: Float[Array, "... C"]) -> bool:
+    """Whether the array's type says that its classes are sharded (explicit sharding).
+
+    Then a gather or a reshape along them has no sharding that follows from its operands', and JAX
+    refuses it; masks and reductions it takes.
+    """
+    spec: tuple[Any, ...] = getattr(jax.typeof(x).sharding, "spec", ())
+    return len(spec) == x.ndim and spec[-1] is not None
+
+
 def vary_as(tree: Any, like: Any) -> Any:
     """Each array of the tree as its counterpart in a tree of arrays or of their shapes."""
     return jax.tree.map(vary_alike, tree, like)

@@ -32,6 +32,7 @@ from jaxtyping import Float, Int
 
 from jaxsoftmax import _extremes, _mesh, _precision
 from jaxsoftmax._mesh import AxisName
+from jaxsoftmax._placement import on_one_cpu
 from jaxsoftmax._precision import accumulator, bits, from_bits, largest, widen, widen_apart
 
 
@@ -187,8 +188,11 @@ def take_label(
     it, where a gather's is a scatter into an array of zeros.
     """
     classes = logits.shape[-1]
-    home = jnp.minimum(label, classes - 1)[..., None]
-    picked = from_bits(jnp.take_along_axis(bits(logits), home, axis=-1)[..., 0], logits.dtype)
+    if _mesh.split_by_type(logits):
+        picked = jnp.sum(jnp.where(_extremes.is_class(logits, label), logits, 0), axis=-1)
+    else:
+        home = jnp.minimum(label, classes - 1)[..., None]
+        picked = from_bits(jnp.take_along_axis(bits(logits), home, axis=-1)[..., 0], logits.dtype)
     return _mesh.from_owner(picked, label, classes, axis_name)
 
 
@@ -301,13 +305,12 @@ def _sum(terms: Array, axis_name: AxisName) -> Array:
 
 def _sum_of_exp(logits: Array, maximum: Array, axis_name: AxisName) -> Array:
     """Σ_j exp(min(x_j − m, 0)), long rows in pieces on the CPU."""
-    pieces = _pieces(logits.shape[-1])
+    pieces = 1 if _mesh.split_by_type(logits) else _pieces(logits.shape[-1])
     if pieces == 1:
         here = _sum_at_once(logits, maximum)
     else:
-        here = lax.platform_dependent(
-            logits, maximum, cpu=partial(_sum_in_pieces, pieces=pieces), default=_sum_at_once
-        )
+        in_pieces = partial(_sum_in_pieces, pieces=pieces)
+        here = on_one_cpu(in_pieces, _sum_at_once, logits, maximum)
     return _mesh.total(here, axis_name)
 
 
