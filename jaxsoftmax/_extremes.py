@@ -36,7 +36,7 @@ def is_class(logits: Float[Array, "... C"], label: Int[Array, "..."]) -> Bool[Ar
 def block_length(logits: Float[Array, "... C"], blocks: int) -> int | None:
     """The divisor of C that makes nearest to `blocks` blocks of a row; None without one."""
     classes = logits.shape[-1]
-    if classes < _FEWEST_CLASSES or _mesh.split_by_type(logits):
+    if classes < _FEWEST_CLASSES or _mesh.placed_by_type(logits):
         return None
     lengths = [b for b in range(16, classes // 2 + 1) if classes % b == 0]
     return min(lengths, key=lambda b: abs(math.log(b * blocks / classes)), default=None)

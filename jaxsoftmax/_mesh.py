@@ -125,14 +125,23 @@ def vary_alike(tree: Any, like: Any) -> Any:
     return jax.tree.map(vary, tree) if axes else tree
 
 
-def split_by_type(x: Float[Array, "... C"]) -> bool:
-    """Whether the array's type says that its classes are sharded (explicit sharding).
+def placed_by_type(x: Float[Array, "..."]) -> bool:
+    """Whether the array's type says that it is sharded (explicit sharding).
 
-    Then a gather or a reshape along them has no sharding that follows from its operands', and JAX
-    refuses it; masks and reductions it takes.
+    Then some reshapes and gathers have no sharding that follows from their operands', and JAX
+    refuses them; masks and reductions it takes.
     """
-    spec: tuple[Any, ...] = getattr(jax.typeof(x).sharding, "spec", ())
-    return len(spec) == x.ndim and spec[-1] is not None
+    return any(axis is not None for axis in _explicit_axes(x))
+
+
+def split_by_type(x: Float[Array, "... C"]) -> bool:
+    """Whether it says so of the classes."""
+    axes = _explicit_axes(x)
+    return bool(axes) and axes[-1] is not None
+
+
+def _explicit_axes(x: Array) -> tuple[Any, ...]:
+    return tuple(getattr(jax.typeof(x).sharding, "spec", ()))
 
 
 def vary_as(tree: Any, like: Any) -> Any:

@@ -305,7 +305,7 @@ def _sum(terms: Array, axis_name: AxisName) -> Array:
 
 def _sum_of_exp(logits: Array, maximum: Array, axis_name: AxisName) -> Array:
     """Σ_j exp(min(x_j − m, 0)), long rows in pieces on the CPU."""
-    pieces = 1 if _mesh.split_by_type(logits) else _pieces(logits.shape[-1])
+    pieces = 1 if _mesh.placed_by_type(logits) else _pieces(logits.shape[-1])
     if pieces == 1:
         here = _sum_at_once(logits, maximum)
     else:

@@ -46,9 +46,7 @@ def in_chunks(x, labels, *, kernel, bias=None, **options):
 
 
 def at_once(x, labels, *, kernel, bias=None, **options):
-    return linear_cross_entropy(
-        x, kernel, labels, bias, implementation="reference", **options
-    )
+    return linear_cross_entropy(x, kernel, labels, bias, implementation="reference", **options)
 
 
 def linear_case(function, labels, options):

@@ -55,9 +55,12 @@ def _total_jvp(
     for gradient, motion in zip(gradients, moved, strict=True):
         if gradient is not None:
             tangent += jnp.sum(gradient.astype(value.dtype) * motion.astype(value.dtype))
+    # Each device has its part of these; transposed, the sum is that of hidden's gradient. What
+    # follows from the weights all devices have in full.
+    tangent = _mesh.total(tangent, axis_name)
     if not isinstance(moved_weights, SymbolicZero):
         tangent += jnp.sum(moved_weights * losses)
-    return value, _mesh.total(tangent, axis_name)
+    return value, tangent
 
 
 total.defjvp(_total_jvp, symbolic_zeros=True)
