@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Num, Real
 
 from jaxsoftmax import _arguments, _batch, _logits, _loss, _mesh, _reduction
 from jaxsoftmax._batch import Batch
-from jaxsoftmax._fused import derivative, select
+from jaxsoftmax._fused import derivative, orientation, select
 from jaxsoftmax._fused.chunked import Fixed, Moving
 from jaxsoftmax._fused.plan import make_plan
 from jaxsoftmax._loss import RowLosses
@@ -124,6 +124,7 @@ def linear_cross_entropy(
     return _linear_cross_entropy(
         hidden,
         kernel,
+        orientation.lies_turned(kernel) if chosen == "chunked" else None,
         bias,
         labels,
         _arguments.as_class_mask(where, shape),
@@ -140,6 +141,7 @@ def linear_cross_entropy(
 def _linear_cross_entropy(
     hidden: Array,
     kernel: Array,
+    lies_turned: Array | None,
     bias: Array | None,
     labels: Array,
     where: Array | None,
@@ -168,11 +170,14 @@ def _linear_cross_entropy(
     if chosen == "chunked" and options.reduction != "none" and not options.return_statistics:
         plan = make_plan(math.prod(shape), tokens)
         weights = _reduction.weights_of(batch.weights, batch.inputs.shape[:1], dtype)
-        total = derivative.total(compute, plan, options.axis_name, moving, fixed, weights)
+        total = derivative.total(
+            compute, plan, options.axis_name, lies_turned, moving, fixed, weights
+        )
         divisor = _loss.divisor_of(batch, class_weights, weights.shape, dtype, options)
         return _reduction.divided(total, divisor, denominator, options)
     if chosen == "chunked":
-        rows = derivative.rows(compute, make_plan(math.prod(shape), tokens), moving, fixed)
+        plan = make_plan(math.prod(shape), tokens)
+        rows = derivative.rows(compute, plan, lies_turned, moving, fixed)
     else:
         logits = product(batch.inputs, kernel, (1, 0))
         logits = logits if bias is None else logits + bias.astype(dtype)[None, :]

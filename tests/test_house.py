@@ -23,7 +23,7 @@ FLOORS = [
     ["_rows", "_targets"],
     ["_arguments", "_batch"],
     ["_loss", "closed_form"],
-    ["_fused.plan", "_fused.select"],
+    ["_fused.plan", "_fused.select", "_fused.orientation"],
     ["_fused.chunked"],
     ["_fused.derivative"],
     ["distributions", "losses", "linear"],

@@ -14,8 +14,8 @@ import numpy as np
 import oracles
 import pytest
 import test_transformations as table
-from hypothesis import given, settings
-from hypothesis import strategies as st
+
+
 from jax.experimental import checkify
 
 import jaxsoftmax

@@ -10,6 +10,7 @@ each of them has its own part of every chunk, and nothing is gathered.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
+from jaxsoftmax._fused.orientation import turned
 from jaxsoftmax._fused.plan import Plan
 from jaxsoftmax._loss import RowLosses
 from jaxsoftmax._mesh import vary_alike, vary_as
@@ -50,13 +52,14 @@ class Fixed(NamedTuple):
 Compute = Callable[..., RowLosses]
 
 
-def rows(compute: Compute, moving: Moving, fixed: Fixed, plan: Plan) -> RowLosses:
+def rows(compute: Compute, moving: Moving, fixed: Fixed, plan: Plan, axis: int) -> RowLosses:
     """What each row comes to."""
+    moving = _turned(moving, axis)
     all_rows = _split(_of_rows(moving, fixed), plan)
 
     def step(_: None, i: Array) -> tuple[None, RowLosses]:
         hidden, distribution, still = _take(all_rows, fixed, i)
-        logits = _logits(hidden, moving)
+        logits = _logits(hidden, moving, axis)
         return None, compute(logits, moving.class_weights, distribution, still)
 
     _, chunks = lax.scan(jax.checkpoint(step), None, jnp.arange(plan.steps))
@@ -70,18 +73,20 @@ def rows_and_gradients(
     weights: Float[Array, "N"],
     plan: Plan,
     wanted: Moving,
+    axis: int,
 ) -> tuple[Float[Array, "N"], Moving]:
     """The losses, and the gradients of Σ weights · loss in one pass, three products a chunk.
 
     Sums over rows come in the accumulator's dtype, gradients of rows in their own: the caller
     divides afterwards, so that a small 1/N costs a narrow dtype no digits.
     """
+    moving = _turned(moving, axis)
     all_rows = _split((*_of_rows(moving, fixed), weights), plan)
     dtype = jnp.promote_types(moving.hidden.dtype, moving.kernel.dtype)
 
     def step(sums: Moving, i: Array) -> tuple[Moving, Array]:
         hidden, distribution, still, weight = _take(all_rows, fixed, i)
-        logits = _logits(hidden, moving)
+        logits = _logits(hidden, moving, axis)
 
         def differentiate(
             logits: Array, distribution: Array | None, still: Fixed, weight: Array
@@ -97,8 +102,10 @@ def rows_and_gradients(
             i, differentiate, logits, distribution, still, weight
         )
         return Moving(
-            hidden=_map(lambda s: _put(s, product(narrow, moving.kernel, (1, 1)), i), sums.hidden),
-            kernel=_map(lambda s: _add_product(s, hidden, narrow), sums.kernel),
+            hidden=_map(
+                lambda s: _put(s, product(narrow, moving.kernel, (1, 1 - axis)), i), sums.hidden
+            ),
+            kernel=_map(lambda s: _add_product(s, hidden, narrow, axis), sums.kernel),
             bias=_map(lambda s: s + of_bias, sums.bias),
             class_weights=_map(lambda s: s + of_weights, sums.class_weights),
             distribution=_map(lambda s: _put(s, of_distribution, i), sums.distribution),
@@ -107,16 +114,17 @@ def rows_and_gradients(
     # Over a mesh, each gradient is this device's part of a sum: it varies wherever an input does.
     start = vary_alike(_zeros(moving, wanted, plan), (moving, fixed, weights))
     sums, losses = lax.scan(jax.checkpoint(step), start, jnp.arange(plan.steps))
-    return _join(losses, moving.hidden), sums._replace(
+    return _join(losses, moving.hidden), _turned(sums, axis)._replace(
         hidden=_map(lambda x: _unsplit(x, moving.hidden), sums.hidden),
         distribution=_map(lambda x: _unsplit(x, moving.hidden), sums.distribution),
     )
 
 
 def tangents_of_rows(
-    compute: Compute, moving: Moving, fixed: Fixed, tangents: Moving, plan: Plan
+    compute: Compute, moving: Moving, fixed: Fixed, tangents: Moving, plan: Plan, axis: int
 ) -> RowLosses:
     """How the rows move with their arrays; its transpose recomputes each chunk of logits."""
+    moving, tangents = _turned(moving, axis), _turned(tangents, axis)
     all_rows = _split(_of_rows(moving, fixed), plan)
     moved_rows = _split((tangents.hidden, tangents.distribution), plan)
     wide = accumulator(moving.hidden.dtype, moving.kernel.dtype)
@@ -126,12 +134,12 @@ def tangents_of_rows(
     def step(_: None, i: Array) -> tuple[None, RowLosses]:
         hidden, distribution, still = _take(all_rows, fixed, i)
         moved_hidden, moved_distribution = _index(moved_rows, i)
-        logits = _logits(hidden, moving)
+        logits = _logits(hidden, moving, axis)
         moved = jnp.zeros_like(logits)
         if moved_hidden is not None:
-            moved += _narrow_product(moved_hidden, moving.kernel).astype(wide)
+            moved += _narrow_product(moved_hidden, moving.kernel, axis).astype(wide)
         if moved_kernel is not None:
-            moved += product(hidden.astype(wide), moved_kernel, (1, 0))
+            moved += product(hidden.astype(wide), moved_kernel, (1, axis))
         if tangents.bias is not None:
             moved += tangents.bias.astype(wide)[None, :]
         primals = [logits, moving.class_weights, distribution]
@@ -199,64 +207,67 @@ def _in_the_loop(i: Array, f: Callable[..., Any], *arguments: Any) -> Any:
     156 MiB). It leaves the branches of a conditional alone.
     """
 
-    def on_cpu(i: Array, *arguments: Any) -> Any:
-        def never(*arguments: Any) -> Any:
-            shapes = jax.eval_shape(f, *arguments)
-            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-            return vary_as(zeros, shapes)
+    def never(*arguments: Any) -> Any:
+        shapes = jax.eval_shape(f, *arguments)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return vary_as(zeros, shapes)
 
-        return lax.cond(i >= 0, f, never, *arguments)
-
-    def elsewhere(_: Array, *arguments: Any) -> Any:
-        return f(*arguments)
-
-    return lax.platform_dependent(i, *arguments, cpu=on_cpu, default=elsewhere)
+    here = lax.platform_dependent(i, cpu=lambda i: i >= 0, default=lambda i: i == i)
+    return lax.cond(here, f, never, *arguments)
 
 
 # --- products -------------------------------------------------------------------------------------
 
 
-def _logits(hidden: Float[Array, "n D"], moving: Moving) -> Float[Array, "n V"]:
-    logits = product(hidden, moving.kernel, (1, 0))
+def _logits(hidden: Float[Array, "n D"], moving: Moving, axis: int) -> Float[Array, "n V"]:
+    logits = product(hidden, moving.kernel, (1, axis))
     if moving.bias is None:
         return logits
     return logits + moving.bias.astype(logits.dtype)[None, :]
 
 
-def _narrow_product(hidden: Float[Array, "n D"], kernel: Float[Array, "D V"]) -> Array:
+def _narrow_product(hidden: Float[Array, "n D"], kernel: Array, axis: int) -> Array:
     """The product in the operands' dtype: so its transpose multiplies in that dtype, too."""
     dtype = jnp.promote_types(hidden.dtype, kernel.dtype)
-    return product(hidden, kernel, (1, 0)).astype(dtype)
+    return product(hidden, kernel, (1, axis)).astype(dtype)
 
 
 def _add_product(
-    total: Float[Array, "D V"], hidden: Float[Array, "n D"], delta: Float[Array, "n V"]
-) -> Float[Array, "D V"]:
+    total: Array, hidden: Float[Array, "n D"], delta: Float[Array, "n V"], axis: int
+) -> Array:
     """Total + hiddenᵀ delta, in place."""
     return lax.platform_dependent(
-        total, hidden, delta, cpu=_add_product_by_bands, default=_add_product_at_once
+        total,
+        hidden,
+        delta,
+        cpu=partial(_add_product_by_bands, axis=axis),
+        default=partial(_add_product_at_once, axis=axis),
     )
 
 
-def _add_product_at_once(total: Array, hidden: Array, delta: Array) -> Array:
-    return total + product(hidden, delta, (0, 0)).astype(total.dtype)
+def _add_product_at_once(total: Array, hidden: Array, delta: Array, *, axis: int) -> Array:
+    factors = (delta, hidden) if axis else (hidden, delta)
+    return total + product(*factors, (0, 0)).astype(total.dtype)
 
 
 _SMALLEST_BAND = 32
 
 
-def _add_product_by_bands(total: Array, hidden: Array, delta: Array) -> Array:
-    """The same, some rows of the total at a time.
+def _add_product_by_bands(total: Array, hidden: Array, delta: Array, *, axis: int) -> Array:
+    """The same, some features at a time.
 
     XLA:CPU writes the product to memory before it adds it: as much again as the accumulator
     (JAX 0.10.2, 8192 x 2304 x 256000: 2.2 GiB). A loop, since bands in a row are all computed
-    before the first is added; of two steps at least, since a loop of one is dissolved and the
-    transpose folded into a product that XLA:CPU cannot execute (bfloat16, both operands
-    contracted over their rows).
+    before the first is added.
+
+    Nor can XLA:CPU execute a bfloat16 product whose operands are both contracted over their rows,
+    and folds transposes into it to that effect: hidden is transposed before the loop (of two
+    steps at least, since a loop of one is dissolved), the product behind a barrier.
     """
     tokens, features = hidden.shape
     if features == 1:
-        return _add_product_at_once(total, hidden.astype(total.dtype), delta.astype(total.dtype))
+        wide = (x.astype(total.dtype) for x in (hidden, delta))
+        return _add_product_at_once(total, *wide, axis=axis)
     band = min(max(tokens // 4, _SMALLEST_BAND), -(-features // 2))
     by_feature = hidden.T  # [D, n]
 
@@ -266,14 +277,20 @@ def _add_product_by_bands(total: Array, hidden: Array, delta: Array) -> Array:
         new = start + jnp.arange(band) >= k * band
         part = lax.dynamic_slice_in_dim(by_feature, start, band)
         part = jnp.where(new[:, None], part, 0).astype(part.dtype)
-        moved = lax.dynamic_slice_in_dim(total, start, band)
-        moved += product(part, delta, (1, 0)).astype(total.dtype)
-        return lax.dynamic_update_slice_in_dim(total, moved, start, axis=0)
+        moved = product(part, delta, (1, 0)).astype(total.dtype)  # [band, V]
+        moved = lax.optimization_barrier(moved).T if axis else moved
+        moved = lax.dynamic_slice_in_dim(total, start, band, axis) + moved
+        return lax.dynamic_update_slice_in_dim(total, moved, start, axis)
 
     return lax.fori_loop(0, -(-features // band), add, total)
 
 
 # --- chunks ---------------------------------------------------------------------------------------
+
+
+def _turned(moving: Moving, axis: int) -> Moving:
+    """With the kernel as it lies in memory, and back."""
+    return moving._replace(kernel=_map(lambda kernel: turned(kernel, axis), moving.kernel))
 
 
 def _of_rows(moving: Moving, fixed: Fixed) -> tuple[Array | None, Array | None, Fixed]:

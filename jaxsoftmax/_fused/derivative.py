@@ -19,11 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from jaxsoftmax import _mesh, _reduction
 from jaxsoftmax._fused import chunked
 from jaxsoftmax._fused.chunked import Compute, Fixed, Moving
+from jaxsoftmax._fused.orientation import either_way
 from jaxsoftmax._fused.plan import Plan
 from jaxsoftmax._loss import RowLosses
 from jaxsoftmax._mesh import AxisName
@@ -34,21 +35,23 @@ def total(
     compute: Compute,
     plan: Plan,
     axis_name: AxisName,
+    lies_turned: Bool[Array, ""] | None,
     moving: Moving,
     fixed: Fixed,
     weights: Float[Array, "N"],
 ) -> Float[Array, ""]:
     """Σ weights · loss."""
-    losses = chunked.rows(compute, moving, fixed, plan).loss
+    losses = rows(compute, plan, lies_turned, moving, fixed).loss
     return jnp.sum(_reduction.weighted(losses, weights))
 
 
 def _total_jvp(
     compute: Compute, plan: Plan, axis_name: AxisName, primals: Any, tangents: Any
 ) -> tuple[Array, Array]:
-    moving, fixed, weights = primals
-    moved, moved_weights = _moved(tangents[0]), tangents[2]
-    losses, gradients = chunked.rows_and_gradients(compute, moving, fixed, weights, plan, moved)
+    lies_turned, moving, fixed, weights = primals
+    moved, moved_weights = _moved(tangents[1]), tangents[3]
+    once = partial(chunked.rows_and_gradients, compute, moving, fixed, weights, plan, moved)
+    losses, gradients = either_way(lies_turned, once)
     losses = _reduction.counted(losses, weights)
     value = jnp.sum(weights * losses)
     tangent = jnp.zeros_like(value)
@@ -67,17 +70,21 @@ total.defjvp(_total_jvp, symbolic_zeros=True)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def rows(compute: Compute, plan: Plan, moving: Moving, fixed: Fixed) -> RowLosses:
+def rows(
+    compute: Compute, plan: Plan, lies_turned: Bool[Array, ""] | None, moving: Moving, fixed: Fixed
+) -> RowLosses:
     """Each row by itself: for losses that are not summed, and statistics."""
-    return chunked.rows(compute, moving, fixed, plan)
+    return either_way(lies_turned, partial(chunked.rows, compute, moving, fixed, plan))
 
 
 def _rows_jvp(
     compute: Compute, plan: Plan, primals: Any, tangents: Any
 ) -> tuple[RowLosses, RowLosses]:
-    moving, fixed = primals
-    values = rows(compute, plan, moving, fixed)
-    motions = chunked.tangents_of_rows(compute, moving, fixed, _moved(tangents[0]), plan)
+    lies_turned, moving, fixed = primals
+    values = rows(compute, plan, lies_turned, moving, fixed)
+    moved = _moved(tangents[1])
+    once = partial(chunked.tangents_of_rows, compute, moving, fixed, moved, plan)
+    motions = either_way(lies_turned, once)
     if values.predicted is not None:
         still: Any = np.zeros(values.predicted.shape, jax.dtypes.float0)
         motions = motions._replace(predicted=still)
