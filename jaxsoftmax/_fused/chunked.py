@@ -268,7 +268,8 @@ def _add_product_by_bands(total: Array, hidden: Array, delta: Array, *, axis: in
     if features == 1:
         wide = (x.astype(total.dtype) for x in (hidden, delta))
         return _add_product_at_once(total, *wide, axis=axis)
-    band = min(max(tokens // 4, _SMALLEST_BAND), -(-features // 2))
+    known = tokens if isinstance(tokens, int) else 0  # or a symbolic dimension
+    band = min(max(known // 4, _SMALLEST_BAND), -(-features // 2))
     by_feature = hidden.T  # [D, n]
 
     def add(k: Array, total: Array) -> Array:
