@@ -175,7 +175,7 @@ def _effective(
 def checked_label(
     label: Int[Array, "..."], classes: int, options: LossOptions
 ) -> Int[Array, "..."]:
-    """Labels as int32 of this shard of so many classes, `nowhere` for all outside [0, C)."""
+    """Labels as int32 of this shard of so many classes, NOWHERE for all outside [0, C)."""
     label = _comparable(label)
     everywhere = classes * _mesh.shards(options.axis_name)
     valid = _is_valid(label, everywhere)

@@ -73,7 +73,7 @@ def argmax(logits: Float[Array, "... C"], axis_name: AxisName = None) -> Int[Arr
         here = on_one_cpu(by_blocks, _argmax_by_index, logits)
     if axis_name is None:
         return here
-    return _mesh.first_owner(here, jnp.max(logits, axis=-1), logits.shape[-1], axis_name)
+    return _mesh.first_owner(here, jnp.max(logits, axis=-1), axis_name)
 
 
 def _maximum_of_others_by_mask(logits: Array, label: Array) -> Array:

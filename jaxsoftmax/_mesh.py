@@ -2,7 +2,7 @@
 
 `axis_name` is the mesh axis over which the classes are split in equal shards, None where they are
 all here; then nothing is sent. A label is an index into this device's shard, or one of two numbers
-beyond it: `elsewhere` where another shard holds it, `nowhere` where it is no class at all.
+beyond it: ELSEWHERE where another shard holds it, NOWHERE where it is no class at all.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
@@ -50,14 +51,8 @@ def anywhere(x: Bool[Array, "..."], axis_name: AxisName) -> Bool[Array, "..."]:
 # --- labels ---------------------------------------------------------------------------------------
 
 
-def elsewhere(classes: int) -> int:
-    """The label of a class that another shard holds; `classes` are here."""
-    return classes
-
-
-def nowhere(classes: int) -> int:
-    """The label that is no class."""
-    return classes + 1
+# No shard holds so many classes.
+ELSEWHERE, NOWHERE = np.int32(2**31 - 2), np.int32(2**31 - 1)
 
 
 def local(
@@ -67,8 +62,8 @@ def local(
     label = jnp.where(valid, label, 0).astype(jnp.int32)
     if axis_name is not None:
         label = label - _first(classes, axis_name)
-        label = jnp.where((label >= 0) & (label < classes), label, elsewhere(classes))
-    return jnp.where(valid, label, nowhere(classes))
+        label = jnp.where((label >= 0) & (label < classes), label, ELSEWHERE)
+    return jnp.where(valid, label, NOWHERE)
 
 
 def to_global(label: Int[Array, "..."], classes: int, axis_name: AxisName) -> Int[Array, "..."]:
@@ -82,15 +77,15 @@ def to_global(label: Int[Array, "..."], classes: int, axis_name: AxisName) -> In
 def from_owner(
     x: Float[Array, "..."], label: Int[Array, "..."], classes: int, axis_name: AxisName
 ) -> Float[Array, "..."]:
-    """What the shard that holds the label has for it, on every shard; NaN for `nowhere`."""
-    none = jnp.where(label == nowhere(classes), jnp.nan, 0.0).astype(x.dtype)
+    """What the shard that holds the label has for it, on every shard; NaN for NOWHERE."""
+    none = jnp.where(label == NOWHERE, jnp.nan, 0.0).astype(x.dtype)
     return total(jnp.where(label < classes, x, none), axis_name)
 
 
 def first_owner(
-    label: Int[Array, "..."], largest: Float[Array, "..."], classes: int, axis_name: AxisName
+    label: Int[Array, "..."], largest: Float[Array, "..."], axis_name: AxisName
 ) -> Int[Array, "..."]:
-    """The label on the first shard that holds the largest number, `elsewhere` on the others.
+    """The label on the first shard that holds the largest number, ELSEWHERE on the others.
 
     `label` is the largest class of this shard and `largest` its number. One owner, since two that
     tie would be counted twice; and a NaN is held by whoever has it.
@@ -100,7 +95,7 @@ def first_owner(
     me = lax.axis_index(axis_name)
     mine = (largest == maximum(largest, axis_name)) | jnp.isnan(largest)
     owner = lax.pmin(jnp.where(mine, me, shards(axis_name)), axis_name)
-    return jnp.where(owner == me, label, elsewhere(classes))
+    return jnp.where(owner == me, label, ELSEWHERE)
 
 
 def _first(classes: int, axis_name: AxisName) -> Int[Array, ""]:

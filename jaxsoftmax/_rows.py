@@ -200,7 +200,7 @@ def take_label(
 def _take_label_jvp(axis_name, primals, tangents):  # type: ignore[no-untyped-def]
     logits, label = primals
     # A label that is no class makes the gradient of its row NaN, as it makes the loss.
-    invalid = label == _mesh.nowhere(logits.shape[-1])
+    invalid = label == _mesh.NOWHERE
     here = _extremes.is_class(logits, label) | invalid[..., None]
     tangent = jnp.sum(jnp.where(here, tangents[0], 0), axis=-1)
     loud = jnp.where(invalid, jnp.nan, 1.0).astype(tangent.dtype)

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from jaxsoftmax._fused.orientation import turned
 from jaxsoftmax._fused.plan import Plan
 from jaxsoftmax._loss import RowLosses
-from jaxsoftmax._mesh import vary_alike, vary_as
+from jaxsoftmax._mesh import ELSEWHERE, vary_alike, vary_as
 from jaxsoftmax._precision import accumulator, product
 
 
@@ -300,15 +300,16 @@ def _of_rows(moving: Moving, fixed: Fixed) -> tuple[Array | None, Array | None, 
 
 
 def _split(tree: Any, plan: Plan) -> Any:
-    """[N, ...] -> [n, steps, ...], zeros after the last row; True in masks.
+    """[N, ...] -> [n, steps, ...], rows of weight 0 after the last one.
 
-    A row in which no class exists would have an infinite loss, which times 0 is NaN.
+    Their loss is finite, since 0 times infinity is NaN: all classes exist, and none is the label.
     """
 
     def split(x: Array) -> Array:
         missing = plan.rows - x.shape[0]
         if missing:
-            fill = x.dtype == jnp.bool_
+            labels = x.ndim == 1 and jnp.issubdtype(x.dtype, jnp.integer)
+            fill = ELSEWHERE if labels else x.dtype == jnp.bool_
             widths = [(0, missing)] + [(0, 0)] * (x.ndim - 1)
             x = jnp.pad(x, widths, constant_values=fill)
         return x.reshape(plan.tokens, plan.steps, *x.shape[1:])
