@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Int
 
 AxisName = Hashable | None
@@ -135,13 +136,36 @@ def split_by_type(x: Float[Array, "... C"]) -> bool:
     return bool(axes) and axes[-1] is not None
 
 
+def sharding_of_product(a: Array, b: Array, contract: tuple[int, int]) -> NamedSharding | None:
+    """How a matrix product is sharded where its operands' types say how they are.
+
+    As they are along the axes that are left; what they share is summed over.
+    """
+    specs = [list(_explicit_axes(x)) for x in (a, b)]
+    if not any(axis is not None for spec in specs for axis in spec):
+        return None
+    kept = [axis for spec, k in zip(specs, contract, strict=True) for axis in _without(spec, k)]
+    mesh = jax.sharding.get_abstract_mesh()
+    return NamedSharding(mesh, PartitionSpec(*kept))
+
+
+def _without(axes: list[Any], k: int) -> list[Any]:
+    return axes[:k] + axes[k + 1 :]
+
+
 def _explicit_axes(x: Array) -> tuple[Any, ...]:
-    return tuple(getattr(jax.typeof(x).sharding, "spec", ()))
+    kind = x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)
+    return tuple(getattr(kind.sharding, "spec", ()))
 
 
-def vary_as(tree: Any, like: Any) -> Any:
-    """Each array of the tree as its counterpart in a tree of arrays or of their shapes."""
-    return jax.tree.map(vary_alike, tree, like)
+def zeros_as(shapes: Any) -> Any:
+    """Zeros in place of a tree of arrays or of what `jax.eval_shape` says of them."""
+
+    def zeros(x: Any) -> Array:
+        explicit = x.sharding if any(_explicit_axes(x)) else None
+        return vary_alike(jnp.zeros(x.shape, x.dtype, device=explicit), x)
+
+    return jax.tree.map(zeros, shapes)
 
 
 def _varying(x: Array) -> frozenset[Any]:

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import DTypeLike, Float
 
+from jaxsoftmax import _mesh
+
 
 def accumulator(*dtypes: DTypeLike) -> jnp.dtype:
     """The dtype of statistics, sums and losses for inputs of these dtypes."""
@@ -74,4 +76,5 @@ def product(a: Array, b: Array, contract: tuple[int, int]) -> Array:
         (((contract[0],), (contract[1],)), ((), ())),
         precision=lax.Precision.HIGHEST if own else None,
         preferred_element_type=accumulator(dtype),
+        out_sharding=_mesh.sharding_of_product(a, b, contract),
     )

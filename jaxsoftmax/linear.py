@@ -137,7 +137,9 @@ def linear_cross_entropy(
     )
 
 
-@partial(jax.jit, static_argnames=("options", "chosen", "tokens"))
+# Inline, so that which way round the kernel lies is a constant of the program that asks: as an
+# argument of a program within it, GSPMD has both ways partitioned, and XLA keeps both.
+@partial(jax.jit, static_argnames=("options", "chosen", "tokens"), inline=True)
 def _linear_cross_entropy(
     hidden: Array,
     kernel: Array,

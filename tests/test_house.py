@@ -18,7 +18,8 @@ PACKAGE = Path(jaxsoftmax.__file__).parent
 
 # From the ground floor up: a module may import only modules of lines above its own.
 FLOORS = [
-    ["_version", "_options", "_precision", "_mesh", "_placement", "_fused.__init__"],
+    ["_version", "_options", "_mesh", "_placement", "_fused.__init__"],
+    ["_precision"],
     ["_extremes", "_logits", "_reduction"],
     ["_rows", "_targets"],
     ["_arguments", "_batch"],

@@ -351,6 +351,31 @@ def test_sharded_arrays_under_jit(case, kind):
     np.testing.assert_allclose(np.asarray(gradient), np.asarray(expected[1]), rtol=2e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+def test_a_sharded_kernel_under_jit(kind):
+    """Sums only: of numbers a row, and of the two gradients; nothing is gathered."""
+    mesh = mesh_of(2, 4, names=("data", "model"), kind=kind)
+    random = np.random.default_rng(6)
+    features = 3  # D·V is not the size of any part of the logits
+    hidden = random.normal(size=(ROWS, features)).astype(np.float32)
+    kernel = random.normal(size=(features, CLASSES)).astype(np.float32)
+    labels = random.integers(0, CLASSES, ROWS).astype(np.int32)
+    specs = [P("data"), P(None, "model"), P("data")]
+    with jax.set_mesh(mesh):
+        g = jax.value_and_grad(partial(js.linear_cross_entropy, chunk_size=8), (0, 1))
+        compiled = lowered(g, (hidden, kernel, labels), specs, mesh)
+        for what, size in collectives(compiled.as_text()):
+            assert what == "all-reduce"
+            assert size <= features * CLASSES // 4
+        arrays = zip((hidden, kernel, labels), specs, strict=True)
+        value, gradients = compiled(*(jax.device_put(a, NamedSharding(mesh, s)) for a, s in arrays))
+    logits = hidden.astype(np.float64) @ kernel.astype(np.float64)
+    delta = oracles.cross_entropy_gradient(logits, labels) / ROWS
+    np.testing.assert_allclose(value, oracles.cross_entropy(logits, labels), rtol=1e-6)
+    np.testing.assert_allclose(gradients[0], delta @ kernel.T, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(gradients[1], hidden.T @ delta, rtol=1e-5, atol=1e-9)
+
+
 def test_what_the_axis_name_sends():
     """Forward: three numbers an example. Backward: hidden's gradient, once, and one scalar."""
     mesh = mesh_of(8)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from jaxsoftmax._fused.orientation import turned
 from jaxsoftmax._fused.plan import Plan
 from jaxsoftmax._loss import RowLosses
-from jaxsoftmax._mesh import ELSEWHERE, vary_alike, vary_as
+from jaxsoftmax._mesh import ELSEWHERE, vary_alike, zeros_as
 from jaxsoftmax._precision import accumulator, product
 
 
@@ -175,7 +175,7 @@ def _losses_and_pull(
     losses, transpose = jax.vjp(losses_of, logits, *arguments)
 
     def pull(weight: Array) -> tuple[Array, Array | None, Array | None]:
-        delta, *rest = transpose(vary_alike(weight, losses))
+        delta, *rest = transpose(weight + jnp.zeros_like(losses))
         taken = iter(rest)
         of_weights, of_distribution = (next(taken) if a else None for a in asked)
         return delta, of_weights, of_distribution
@@ -208,9 +208,7 @@ def _in_the_loop(i: Array, f: Callable[..., Any], *arguments: Any) -> Any:
     """
 
     def never(*arguments: Any) -> Any:
-        shapes = jax.eval_shape(f, *arguments)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return vary_as(zeros, shapes)
+        return zeros_as(jax.eval_shape(f, *arguments))
 
     here = lax.platform_dependent(i, cpu=lambda i: i >= 0, default=lambda i: i == i)
     return lax.cond(here, f, never, *arguments)
@@ -350,9 +348,8 @@ def _zeros(moving: Moving, wanted: Moving, plan: Plan) -> Moving:
     def zeros(x: Any, asked: Any, of_rows: Any) -> Array | None:
         if x is None or asked is None:
             return None
-        if of_rows:
-            return jnp.zeros((plan.tokens, plan.steps, *x.shape[1:]), x.dtype)
-        return jnp.zeros(x.shape, wide)
+        as_gathered = (lambda x: _split(x, plan)) if of_rows else (lambda x: x.astype(wide))
+        return cast(Array, zeros_as(jax.eval_shape(as_gathered, x)))
 
     by_rows = Moving(hidden=True, kernel=False, bias=False, class_weights=False, distribution=True)
     return Moving(*map(zeros, moving, wanted, by_rows))
