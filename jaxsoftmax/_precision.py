@@ -16,6 +16,12 @@ def accumulator(*dtypes: DTypeLike) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if wide else jnp.float32)
 
 
+def promoted(*dtypes: DTypeLike) -> jnp.dtype:
+    """The dtype in which operands of these dtypes meet: asked for, hence also under strict rules."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*dtypes)
+
+
 def largest(x: Array) -> float:
     """The largest finite number of x's dtype."""
     return float(jnp.finfo(x.dtype).max)
@@ -67,7 +73,7 @@ def product(a: Array, b: Array, contract: tuple[int, int]) -> Array:
     Operands of different dtypes meet in the promoted one. float32 is honest float32, also where
     the hardware would rather take bfloat16 or TF32, unless the user set JAX's own precision.
     """
-    dtype = jnp.promote_types(a.dtype, b.dtype)
+    dtype = promoted(a.dtype, b.dtype)
     set_by_user = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     own = set_by_user is None and dtype == jnp.float32
     return lax.dot_general(

@@ -22,7 +22,7 @@ from jaxsoftmax._fused.orientation import turned
 from jaxsoftmax._fused.plan import Plan
 from jaxsoftmax._loss import RowLosses
 from jaxsoftmax._mesh import ELSEWHERE, vary_alike, zeros_as
-from jaxsoftmax._precision import accumulator, product
+from jaxsoftmax._precision import accumulator, product, promoted
 
 
 class Moving(NamedTuple):
@@ -82,7 +82,7 @@ def rows_and_gradients(
     """
     moving = _turned(moving, axis)
     all_rows = _split((*_of_rows(moving, fixed), weights), plan)
-    dtype = jnp.promote_types(moving.hidden.dtype, moving.kernel.dtype)
+    dtype = promoted(moving.hidden.dtype, moving.kernel.dtype)
 
     def step(sums: Moving, i: Array) -> tuple[Moving, Array]:
         hidden, distribution, still, weight = _take(all_rows, fixed, i)
@@ -129,7 +129,10 @@ def tangents_of_rows(
     moved_rows = _split((tangents.hidden, tangents.distribution), plan)
     wide = accumulator(moving.hidden.dtype, moving.kernel.dtype)
     # Cast here, so that the transpose sums over the chunks in the accumulator's dtype.
-    moved_kernel = _map(lambda x: x.astype(wide), tangents.kernel)
+    shared = (tangents.kernel, tangents.bias, moving.class_weights, tangents.class_weights)
+    moved_kernel, moved_bias, class_weights, moved_weights = jax.tree.map(
+        lambda x: x.astype(wide), shared
+    )
 
     def step(_: None, i: Array) -> tuple[None, RowLosses]:
         hidden, distribution, still = _take(all_rows, fixed, i)
@@ -140,10 +143,10 @@ def tangents_of_rows(
             moved += _narrow_product(moved_hidden, moving.kernel, axis).astype(wide)
         if moved_kernel is not None:
             moved += product(hidden.astype(wide), moved_kernel, (1, axis))
-        if tangents.bias is not None:
-            moved += tangents.bias.astype(wide)[None, :]
-        primals = [logits, moving.class_weights, distribution]
-        motions = [moved, tangents.class_weights, moved_distribution]
+        if moved_bias is not None:
+            moved += moved_bias[None, :]
+        primals = [logits, class_weights, distribution]
+        motions = [moved, moved_weights, moved_distribution]
         return None, _motion(compute, primals, motions, still)
 
     _, chunks = lax.scan(jax.checkpoint(step), None, jnp.arange(plan.steps))
@@ -226,7 +229,7 @@ def _logits(hidden: Float[Array, "n D"], moving: Moving, axis: int) -> Float[Arr
 
 def _narrow_product(hidden: Float[Array, "n D"], kernel: Array, axis: int) -> Array:
     """The product in the operands' dtype: so its transpose multiplies in that dtype, too."""
-    dtype = jnp.promote_types(hidden.dtype, kernel.dtype)
+    dtype = promoted(hidden.dtype, kernel.dtype)
     return product(hidden, kernel, (1, axis)).astype(dtype)
 
 
