@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from jaxsoftmax import _extremes, _logits, _mesh, _reduction, _rows, _targets
+from jaxsoftmax import _extremes, _logits, _mesh, _reduction, _rows, _targets, _tiles
 from jaxsoftmax._batch import Batch
 from jaxsoftmax._mesh import AxisName
 from jaxsoftmax._options import LossOptions
 from jaxsoftmax._precision import accumulator, widen
 from jaxsoftmax._rows import Row
 from jaxsoftmax._targets import Targets
+from jaxsoftmax._tiles import Carry
 
 
 class LossStatistics(NamedTuple):
@@ -226,4 +227,33 @@ def _dense_loss(
     excess = jnp.where(row.top == -jnp.inf, 0.0, row.loss)
     return mass * excess + _rows.weighted_gap(
         logits, coefficients, row.top, targets.label, axis_name
+    )
+
+
+def of_carry(
+    carry: Carry,
+    label: Int[Array, "..."],
+    class_weights: Float[Array, "C"] | None,
+    options: LossOptions,
+) -> RowLosses:
+    """`of_rows` for integer labels, where a kernel has been through the logits."""
+    row = _rows.finish(_tiles.state(carry))
+    share: Array | float = 1.0 - options.label_smoothing
+    weight = None
+    if class_weights is not None:
+        weight = _targets.weight_of_label(class_weights.astype(row.loss.dtype), label)
+        share = share * weight
+    losses = times(share, row.loss)
+    if options.label_smoothing:
+        losses = losses + options.label_smoothing * _tiles.smoothed(carry, row, weight)
+    if options.z_loss:
+        losses = losses + z_losses(row, options)
+    if not options.return_statistics:
+        return RowLosses(losses)
+    return RowLosses(
+        losses,
+        log_prob=-row.loss,
+        logsumexp=_rows.logsumexp(row),
+        entropy=_tiles.entropy(carry, row),
+        predicted=_tiles.predicted(carry, label),
     )

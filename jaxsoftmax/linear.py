@@ -13,9 +13,10 @@ from jaxtyping import Bool, Float, Num, Real
 
 from jaxsoftmax import _arguments, _batch, _logits, _loss, _mesh, _reduction
 from jaxsoftmax._batch import Batch
-from jaxsoftmax._fused import derivative, orientation, select
+from jaxsoftmax._fused import derivative, forward, orientation, select
 from jaxsoftmax._fused.chunked import Fixed, Moving
 from jaxsoftmax._fused.plan import make_plan
+from jaxsoftmax._fused.select import Call, Choice
 from jaxsoftmax._loss import RowLosses
 from jaxsoftmax._mesh import vary_alike
 from jaxsoftmax._options import LossOptions, chunk_size_of
@@ -72,8 +73,9 @@ def linear_cross_entropy(
         chunk_size: tokens at a time; None chooses it from the shapes. A chunk needs room for its
             logits in float32 and for their gradient in the operands' dtype. (A program exported
             for any number of tokens takes a sixteenth of them at a time.)
-        implementation: "auto", "chunked", or "reference", which has all logits at once: the
-            definition.
+        implementation: "auto"; "chunked" (XLA, any device); "mosaic_tpu" (a TPU kernel for what
+            is not differentiated: the gradients are those of "chunked"); or "reference", which
+            has all logits at once: the definition. `jaxsoftmax.tuning` says what "auto" takes.
         axis_name: inside `jax.shard_map`, the mesh axis that splits the classes in equal shards:
             `kernel`, `bias`, `where`, `class_weights` and distributions are this device's,
             integer labels are global. Three numbers an example are sent, and for the gradient of
@@ -92,7 +94,8 @@ def linear_cross_entropy(
 
     Raises:
         TypeError: an array of the wrong kind, an option that is an array or tracer.
-        ValueError: a wrong shape or option value; `chunk_size` with implementation="reference".
+        ValueError: a wrong shape or option value; `chunk_size` with implementation="reference";
+            an implementation that the device or the arguments cannot be served by.
 
     Example:
         >>> import jax.numpy as jnp
@@ -115,31 +118,42 @@ def linear_cross_entropy(
         axis_name=axis_name,
     )
     tokens = chunk_size_of(chunk_size)
-    chosen = select.choose(implementation, tokens)
     shards = _mesh.shards(options.axis_name)
     hidden, kernel, bias = _arguments.as_linear(hidden, kernel, bias)
     shape = (*hidden.shape[:-1], kernel.shape[1])
     labels = _arguments.as_labels("labels", labels, "hidden @ kernel", shape, len(shape) - 1)
     _arguments.check_ignore_index(options.ignore_index, labels, hidden)
+    where = _arguments.as_class_mask(where, shape)
+    call = Call(
+        tokens=math.prod(shape[:-1]),
+        features=hidden.shape[-1],
+        classes=shape[-1],
+        hidden=hidden.dtype.name,
+        kernel=kernel.dtype.name,
+        soft_labels=labels.ndim == len(shape),
+        where_by_row=where is not None and where.ndim > 1,
+        axis_name=axis_name,
+    )
+    choice = select.choose(implementation, tokens, call)
     return _linear_cross_entropy(
         hidden,
         kernel,
-        orientation.lies_turned(kernel) if chosen == "chunked" else None,
+        None if choice.implementation == "reference" else orientation.lies_turned(kernel),
         bias,
         labels,
-        _arguments.as_class_mask(where, shape),
+        where,
         _arguments.as_class_weights(class_weights, shape[-1], shards),
         _arguments.as_example_weights(example_weights, shape[:-1]),
         _arguments.as_denominator(denominator, options.reduction),
         options=options,
-        chosen=chosen,
+        choice=choice,
         tokens=tokens,
     )
 
 
 # Inline, so that which way round the kernel lies is a constant of the program that asks: as an
 # argument of a program within it, GSPMD has both ways partitioned, and XLA keeps both.
-@partial(jax.jit, static_argnames=("options", "chosen", "tokens"), inline=True)
+@partial(jax.jit, static_argnames=("options", "choice", "tokens"), inline=True)
 def _linear_cross_entropy(
     hidden: Array,
     kernel: Array,
@@ -152,7 +166,7 @@ def _linear_cross_entropy(
     denominator: Array | None,
     *,
     options: LossOptions,
-    chosen: str,
+    choice: Choice,
     tokens: int | None,
 ) -> Any:
     hidden = vary_alike(hidden, (labels, example_weights))
@@ -169,17 +183,18 @@ def _linear_cross_entropy(
     moving = Moving(batch.inputs, kernel, bias, class_weights, batch.distribution)
     fixed = _fixed(batch, where, kernel.shape[1])
     compute = partial(_losses_of_logits, options)
-    if chosen == "chunked" and options.reduction != "none" and not options.return_statistics:
-        plan = make_plan(math.prod(shape), tokens)
+    fused = choice.implementation != "reference"
+    by = forward.of(choice, options)
+    plan = make_plan(math.prod(shape), tokens, choice.chunk)
+    if fused and options.reduction != "none" and not options.return_statistics:
         weights = _reduction.weights_of(batch.weights, batch.inputs.shape[:1], dtype)
         total = derivative.total(
-            compute, plan, options.axis_name, lies_turned, moving, fixed, weights
+            by, compute, plan, options.axis_name, lies_turned, moving, fixed, weights
         )
         divisor = _loss.divisor_of(batch, class_weights, weights.shape, dtype, options)
         return _reduction.divided(total, divisor, denominator, options)
-    if chosen == "chunked":
-        plan = make_plan(math.prod(shape), tokens)
-        rows = derivative.rows(compute, plan, lies_turned, moving, fixed)
+    if fused:
+        rows = derivative.rows(by, compute, plan, lies_turned, moving, fixed)
     else:
         logits = product(batch.inputs, kernel, (1, 0))
         logits = logits if bias is None else logits + bias.astype(dtype)[None, :]

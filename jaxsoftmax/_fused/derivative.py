@@ -24,14 +24,16 @@ from jaxtyping import Bool, Float
 from jaxsoftmax import _mesh, _reduction
 from jaxsoftmax._fused import chunked
 from jaxsoftmax._fused.chunked import Compute, Fixed, Moving
+from jaxsoftmax._fused.forward import Forward
 from jaxsoftmax._fused.orientation import either_way
 from jaxsoftmax._fused.plan import Plan
 from jaxsoftmax._loss import RowLosses
 from jaxsoftmax._mesh import AxisName
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
 def total(
+    forward: Forward,
     compute: Compute,
     plan: Plan,
     axis_name: AxisName,
@@ -40,13 +42,18 @@ def total(
     fixed: Fixed,
     weights: Float[Array, "N"],
 ) -> Float[Array, ""]:
-    """Σ weights · loss."""
-    losses = rows(compute, plan, lies_turned, moving, fixed).loss
+    """Σ weights · loss; undifferentiated the rows come from `forward`."""
+    losses = rows(forward, compute, plan, lies_turned, moving, fixed).loss
     return jnp.sum(_reduction.weighted(losses, weights))
 
 
 def _total_jvp(
-    compute: Compute, plan: Plan, axis_name: AxisName, primals: Any, tangents: Any
+    forward: Forward,
+    compute: Compute,
+    plan: Plan,
+    axis_name: AxisName,
+    primals: Any,
+    tangents: Any,
 ) -> tuple[Array, Array]:
     lies_turned, moving, fixed, weights = primals
     moved, moved_weights = _moved(tangents[1]), tangents[3]
@@ -69,19 +76,24 @@ def _total_jvp(
 total.defjvp(_total_jvp, symbolic_zeros=True)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def rows(
-    compute: Compute, plan: Plan, lies_turned: Bool[Array, ""] | None, moving: Moving, fixed: Fixed
+    forward: Forward,
+    compute: Compute,
+    plan: Plan,
+    lies_turned: Bool[Array, ""] | None,
+    moving: Moving,
+    fixed: Fixed,
 ) -> RowLosses:
     """Each row by itself: for losses that are not summed, and statistics."""
-    return either_way(lies_turned, partial(chunked.rows, compute, moving, fixed, plan))
+    return either_way(lies_turned, partial(forward, compute, moving, fixed, plan))
 
 
 def _rows_jvp(
-    compute: Compute, plan: Plan, primals: Any, tangents: Any
+    forward: Forward, compute: Compute, plan: Plan, primals: Any, tangents: Any
 ) -> tuple[RowLosses, RowLosses]:
     lies_turned, moving, fixed = primals
-    values = rows(compute, plan, lies_turned, moving, fixed)
+    values = rows(forward, compute, plan, lies_turned, moving, fixed)
     moved = _moved(tangents[1])
     once = partial(chunked.tangents_of_rows, compute, moving, fixed, moved, plan)
     motions = either_way(lies_turned, once)

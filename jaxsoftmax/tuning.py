@@ -1,0 +1,99 @@
+"""Which implementation `auto` takes on which device, and its sizes: a table, yours to extend.
+
+The first row that fits the device and the call decides. To put rows of your own before ours:
+
+    from jaxsoftmax import tuning
+    mine = tuning.Row("tpu", ("TPU v6 lite",), "mosaic_tpu", vmem_bytes=112 << 20, why="measured")
+    with tuning.table((mine, *tuning.ROWS)):
+        loss = linear_cross_entropy(hidden, kernel, labels)
+
+A program is tuned for JAX's default device; for another one, as when compiling ahead of time,
+trace it under `with tuning.compiling_for(tuning.Device("tpu", "TPU v6 lite")):`. Both contexts
+are part of jit's cache key.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+
+MIB = 1 << 20
+
+# Tokens of a chunk, least and most: what keeps any matrix unit busy, and 1/16 of the logits of
+# the usual 8192 tokens.
+SMALL_CHUNKS = (512, 512)
+LARGE_CHUNKS = (512, 2048)
+
+
+class Device(NamedTuple):
+    """What a program is compiled for, in JAX's words."""
+
+    platform: str  # "cpu", "gpu" or "tpu"
+    kind: str  # jax.Device.device_kind
+
+
+class Row(NamedTuple):
+    """A device and a size of call, and what is best there."""
+
+    platform: str | None  # None is any
+    kinds: tuple[str, ...] | None  # device kinds, None is any
+    implementation: str  # "chunked" or "mosaic_tpu"
+    dtypes: tuple[str, ...] | None = None  # of the matrix product
+    least_tokens: int = 0
+    by_auto: bool = True  # False: only where the implementation is asked for by name
+    # "chunked": a sixteenth of the tokens at a time, but so many at least and at most. More make
+    # larger products and pass over the kernel's gradient less often, and need the room.
+    chunk: tuple[int, int] = SMALL_CHUNKS
+    # "mosaic_tpu": what the kernel may take of VMEM, and its tile of tokens x classes (None: the
+    # best that fits).
+    vmem_bytes: int = 0
+    tile: tuple[int, int] | None = None
+    why: str = ""
+
+
+V5E = ("TPU v5 lite", "TPU v5e")
+V5P = ("TPU v5", "TPU v5p")
+V6E = ("TPU v6 lite", "TPU v6e")
+V7X = ("TPU7x",)
+
+_UNMEASURED = "compiled for it, not run on it"
+
+ROWS: tuple[Row, ...] = (
+    # VMEM a core: 128 MiB (v5e, v6e), 64 (v5p, 7x), of which an eighth is left to XLA.
+    Row("tpu", V5E, "mosaic_tpu", by_auto=False, vmem_bytes=112 * MIB, why=_UNMEASURED),
+    Row("tpu", V5P, "mosaic_tpu", by_auto=False, vmem_bytes=56 * MIB, why=_UNMEASURED),
+    Row("tpu", V6E, "mosaic_tpu", by_auto=False, vmem_bytes=112 * MIB, why=_UNMEASURED),
+    Row("tpu", V7X, "mosaic_tpu", by_auto=False, vmem_bytes=56 * MIB, why=_UNMEASURED),
+    Row("tpu", None, "chunked", chunk=LARGE_CHUNKS, why="portable XLA"),
+    Row("gpu", None, "chunked", chunk=LARGE_CHUNKS, why="portable XLA"),
+    Row(None, None, "chunked", why="portable XLA"),
+)
+
+table = jax.make_user_context(ROWS)
+table.__doc__ = "Context in which other rows decide: `with tuning.table((mine, *tuning.ROWS)):`."
+
+compiling_for = jax.make_user_context(None)
+compiling_for.__doc__ = "Context in which programs are traced for another `Device`."
+
+
+def device() -> Device:
+    """What programs traced now are for."""
+    if compiling_for.value is not None:
+        return compiling_for.value
+    default = jax.config.jax_default_device or jax.devices()[0]  # type: ignore[attr-defined]
+    if isinstance(default, str):
+        default = jax.devices(default)[0]
+    return Device(default.platform, default.device_kind)
+
+
+def rows_for(device: Device, dtype: str, tokens: int | None) -> list[Row]:
+    """The rows that fit, best first; `tokens` is None where the program takes any number."""
+    return [
+        row
+        for row in table.value
+        if row.platform in (None, device.platform)
+        and (row.kinds is None or device.kind in row.kinds)
+        and (row.dtypes is None or dtype in row.dtypes)
+        and (tokens is None or tokens >= row.least_tokens)
+    ]
