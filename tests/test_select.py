@@ -215,24 +215,24 @@ def test_a_tile_of_the_user_s_is_taken_as_it_is():
 @given(
     rows=st.integers(1, 100_000),
     chunk_size=st.none() | st.integers(1, 5000),
-    limits=st.sampled_from([tuning.SMALL_CHUNKS, tuning.LARGE_CHUNKS]),
+    chunk=st.sampled_from([row.chunk for row in tuning.ROWS]),
 )
-def test_chunks_cover_all_rows_once(rows, chunk_size, limits):
-    made = plan.make_plan(rows, chunk_size, limits)
+def test_chunks_cover_all_rows_once(rows, chunk_size, chunk):
+    made = plan.make_plan(rows, chunk_size, chunk)
     assert made.rows >= rows
     assert made.rows - rows < made.steps or made.rows == rows
-    assert made.tokens <= (chunk_size or limits[1])
+    assert made.tokens <= (chunk_size or chunk.most)
     assert made.tokens <= rows
 
 
-def test_large_chunks_are_a_sixteenth_within_limits():
-    tokens = {
-        n: plan.make_plan(n, None, tuning.LARGE_CHUNKS).tokens for n in (4096, 16384, 1 << 17)
-    }
-    assert tokens == {4096: 512, 16384: 1024, 1 << 17: 2048}
+def test_a_chunk_is_its_share_within_limits():
+    chunk = tuning.Chunk(8, 1024, 2048)
+    tokens = {n: plan.make_plan(n, None, chunk).tokens for n in (512, 4096, 12288, 1 << 17)}
+    assert tokens == {512: 512, 4096: 1024, 12288: 1536, 1 << 17: 2048}
 
 
 def test_no_tokens_and_any_number_of_tokens():
-    assert plan.make_plan(0, None, tuning.SMALL_CHUNKS) == plan.Plan(1, 1)  # of padding
+    chunk = tuning.ROWS[-1].chunk
+    assert plan.make_plan(0, None, chunk) == plan.Plan(1, 1)  # of padding
     (symbol,) = jax.export.symbolic_shape("n")
-    assert plan.make_plan(symbol, None, tuning.SMALL_CHUNKS).steps == plan.STEPS
+    assert plan.make_plan(symbol, None, chunk).steps == plan.SYMBOLIC_STEPS

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from jaxsoftmax.tuning import Chunk
+
 # A program that is exported for any number of rows has a loop of so many steps, not knowing how
-# many rows a step then takes. Otherwise a step takes as many, between the limits of its device.
-STEPS = 16
+# many rows a step then takes.
+SYMBOLIC_STEPS = 16
 
 # The vector of a TPU has 128 lanes, and its matrix unit is 128 or 256 columns wide.
 LANES = 128
@@ -28,16 +30,16 @@ class Plan(NamedTuple):
         return self.tokens * self.steps
 
 
-def make_plan(rows: Any, chunk_size: int | None, limits: tuple[int, int]) -> Plan:
+def make_plan(rows: Any, chunk_size: int | None, chunk: Chunk) -> Plan:
     """Chunks of at most `chunk_size` tokens: without padding where that costs few tokens a chunk.
 
     Padding copies the hidden states and the distributions; chunks down to three quarters of the
     asked size are tried for one that divides the rows.
     """
     if not isinstance(rows, int):
-        return Plan(-(-rows // STEPS), STEPS)
-    least, most = limits
-    largest = max(1, min(chunk_size or max(least, min(most, rows // STEPS)), rows))
+        return Plan(-(-rows // SYMBOLIC_STEPS), SYMBOLIC_STEPS)
+    usual = max(chunk.least, min(chunk.most, rows // chunk.share))
+    largest = max(1, min(chunk_size or usual, rows))
     for tokens in range(largest, 3 * largest // 4, -1):
         if rows % tokens == 0:
             return Plan(tokens, max(1, rows // tokens))

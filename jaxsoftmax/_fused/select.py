@@ -8,7 +8,7 @@ import jax
 
 from jaxsoftmax import tuning
 from jaxsoftmax._fused.plan import LANES, Blocks, make_blocks
-from jaxsoftmax.tuning import Device, Row
+from jaxsoftmax.tuning import Chunk, Device, Row
 
 IMPLEMENTATIONS = ("auto", "reference", "chunked", "mosaic_tpu")
 
@@ -35,7 +35,7 @@ class Choice(NamedTuple):
     """What was chosen, with everything that the device decides; hashable, static under jit."""
 
     implementation: str
-    chunk: tuple[int, int]  # the limits of a chunk of tokens
+    chunk: Chunk
     blocks: Blocks | None = None  # of the kernel
     portable: bool = False  # chunked where the program turns out to be lowered for another platform
     why: str = ""
@@ -54,12 +54,12 @@ def choose(implementation: object, chunk_size: int | None, call: Call) -> Choice
                 f'chunk_size={chunk_size} is for implementation="chunked", got '
                 'implementation="reference", which has all logits at once'
             )
-        return Choice("reference", (1, 1), why="asked for")
+        return Choice("reference", Chunk(1, 1, 1), why="asked for")
     device = tuning.device()
     tokens = call.tokens if isinstance(call.tokens, int) else None
     rows = tuning.rows_for(device, call.dtype, tokens)
-    limits = [row.chunk for row in rows if row.implementation == "chunked"]
-    chunk = (limits or [tuning.SMALL_CHUNKS])[0]
+    portable = [row for row in rows if row.implementation == "chunked"]
+    chunk = (portable or tuning.ROWS[-1:])[0].chunk
     if implementation == "mosaic_tpu":
         sentence = why_not_mosaic_tpu(call, device)
         if sentence is not None:
@@ -71,7 +71,7 @@ def choose(implementation: object, chunk_size: int | None, call: Call) -> Choice
 
 
 def _automatic(
-    rows: list[Row], chunk: tuple[int, int], chunk_size: int | None, call: Call, device: Device
+    rows: list[Row], chunk: Chunk, chunk_size: int | None, call: Call, device: Device
 ) -> Choice:
     """The first row that can serve the call."""
     passed_over = ""
