@@ -196,10 +196,14 @@ def _kernel(
 
 
 def _logits(operands: Operands, piece: int, blocks: Blocks) -> Float[Array, "tokens PIECE"]:
-    columns = pl.ds(piece * PIECE, PIECE)
-    if blocks.class_major:
-        return product(operands.hidden[...], operands.kernel[columns, :], (1, 1))
-    return product(operands.hidden[...], operands.kernel[:, columns], (1, 0))
+    hidden, columns = operands.hidden[...], pl.ds(piece * PIECE, PIECE)
+    kernel = operands.kernel[columns, :] if blocks.class_major else operands.kernel[:, columns]
+    axes = (1, 1 if blocks.class_major else 0)
+    if hidden.dtype == kernel.dtype == jnp.bfloat16:
+        # Exact as they are; asked for more, Mosaic does not compile them (libtpu 0.0.52).
+        with jax.default_matmul_precision("default"):
+            return product(hidden, kernel, axes)
+    return product(hidden, kernel, axes)
 
 
 def _strip(

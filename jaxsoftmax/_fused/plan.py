@@ -59,7 +59,7 @@ class Blocks(NamedTuple):
 # Tokens of a tile, best first: the kernel is read once for each block of them, and a matrix unit
 # waits for it where there are few.
 TOKENS = (1024, 512, 256, 128)
-CLASSES = (2048, 1536, 1280, 1024, 768, 512, 256)
+CLASSES = (1024, 768, 512, 256)
 
 # A tile is straight-line code, whose length is what compiling it takes: 10 to 30 s for so many
 # multiplications (libtpu 0.0.52). Honest float32 takes six for one.

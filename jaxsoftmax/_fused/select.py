@@ -77,6 +77,7 @@ def _automatic(
     passed_over = ""
     for row in rows:
         if not row.by_auto:
+            passed_over = f"; {row.implementation} only by name: {row.why}"
             continue
         if row.implementation == "chunked":
             return Choice("chunked", row.chunk, why=row.why + passed_over)
