@@ -77,7 +77,7 @@ def _automatic(
     passed_over = ""
     for row in rows:
         if not row.by_auto:
-            passed_over = f"; {row.implementation} only by name: {row.why}"
+            passed_over += f"; {row.implementation} only by name: {row.why}"
             continue
         if row.implementation == "chunked":
             return Choice("chunked", row.chunk, why=row.why + passed_over)
@@ -85,7 +85,7 @@ def _automatic(
         if sentence is None:
             blocks = blocks_for(call, device)
             return Choice("mosaic_tpu", chunk, blocks, portable=True, why=row.why)
-        passed_over = f"; mosaic_tpu {sentence}"
+        passed_over += f"; mosaic_tpu {sentence}"
     return Choice("chunked", chunk, why="no row of the table fits" + passed_over)
 
 
