@@ -97,7 +97,8 @@ def compiled(
 def measure(generation: str, dtype: str, features: int, classes: int) -> Outcome:
     """Compile one forward pass by the kernel."""
     call = select.Call(TOKENS, features, classes, dtype, dtype)
-    blocks = select.blocks_for(call, device(generation)[1])
+    rows = tuning.rows_for(device(generation)[1], dtype, TOKENS)
+    blocks = select.blocks_for(call, rows)
     tile = f"{blocks.tokens} x {blocks.classes}" if blocks else "none"
     read_as = "[V, D]" if blocks and blocks.class_major else "[D, V]"
     named = (generation, dtype, features, classes, tile, read_as)

@@ -115,6 +115,33 @@ def test_what_was_traced_for_a_tpu_still_runs_elsewhere(one_device):
     np.testing.assert_array_equal(got, expected)
 
 
+def test_what_was_traced_for_a_tpu_runs_elsewhere_under_transformations(one_device):
+    rng = np.random.default_rng(0)
+    hidden = jnp.asarray(rng.normal(size=(2, 6, 128)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(128, 130)), jnp.float32)
+    labels = jnp.asarray(rng.integers(0, 130, (2, 6)), jnp.int32)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.P("data")
+
+    def losses(hidden, kernel, labels):
+        return linear_cross_entropy(hidden, kernel, labels, reduction="none")
+
+    def total(hidden, kernel, labels):
+        return jnp.sum(losses(hidden, kernel, labels) ** 2)
+
+    def everything():
+        over_mesh = jax.shard_map(losses, mesh=mesh, in_specs=(split, None, split), out_specs=split)
+        return (
+            jax.jit(over_mesh)(hidden, kernel, labels),
+            jax.vmap(losses, in_axes=(0, None, 0))(hidden, kernel, labels),
+            jax.value_and_grad(total, argnums=(0, 1))(hidden, kernel, labels),
+        )
+
+    with tuning.table((MINE,)), tuning.compiling_for(V6E):
+        got = everything()
+    jax.tree.map(np.testing.assert_array_equal, got, everything())
+
+
 def test_tables_are_part_of_the_cache_key(one_device):
     # Traced with one table, a program must not be reused under another.
     arrays = jnp.ones((4, 128)), jnp.ones((128, 256)), jnp.zeros(4, jnp.int32)

@@ -61,10 +61,10 @@ def choose(implementation: object, chunk_size: int | None, call: Call) -> Choice
     portable = [row for row in rows if row.implementation == "chunked"]
     chunk = (portable or tuning.ROWS[-1:])[0].chunk
     if implementation == "mosaic_tpu":
-        sentence = why_not_mosaic_tpu(call, device)
+        sentence = why_not_mosaic_tpu(call, device, rows)
         if sentence is not None:
             raise ValueError(f'implementation="mosaic_tpu" {sentence}; "auto" serves this call')
-        return Choice("mosaic_tpu", chunk, blocks_for(call, device), why="asked for")
+        return Choice("mosaic_tpu", chunk, blocks_for(call, rows), why="asked for")
     if implementation == "chunked":
         return Choice("chunked", chunk, why="asked for")
     return _automatic(rows, chunk, chunk_size, call, device)
@@ -81,15 +81,15 @@ def _automatic(
             continue
         if row.implementation == "chunked":
             return Choice("chunked", row.chunk, why=row.why + passed_over)
-        sentence = why_not_mosaic_tpu(call, device) or _why_not_unasked(chunk_size)
+        sentence = why_not_mosaic_tpu(call, device, [row]) or _why_not_unasked(chunk_size)
         if sentence is None:
-            blocks = blocks_for(call, device)
+            blocks = blocks_for(call, [row])
             return Choice("mosaic_tpu", chunk, blocks, portable=True, why=row.why)
         passed_over += f"; mosaic_tpu {sentence}"
     return Choice("chunked", chunk, why="no row of the table fits" + passed_over)
 
 
-def why_not_mosaic_tpu(call: Call, device: Device) -> str | None:
+def why_not_mosaic_tpu(call: Call, device: Device, rows: list[Row]) -> str | None:
     """The end of a sentence that begins with the kernel's name; None where it serves the call."""
     if device.platform != "tpu":
         return (
@@ -121,7 +121,7 @@ def why_not_mosaic_tpu(call: Call, device: Device) -> str | None:
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     if precision not in (None, "default", "highest"):
         return f"knows no jax_default_matmul_precision={precision!r}"
-    if blocks_for(call, device) is None:
+    if blocks_for(call, rows) is None:
         return (
             f"has no tile for D = {call.features} in {call.dtype} in the VMEM that "
             f"jaxsoftmax.tuning knows of {device.kind!r}"
@@ -129,9 +129,9 @@ def why_not_mosaic_tpu(call: Call, device: Device) -> str | None:
     return None
 
 
-def blocks_for(call: Call, device: Device) -> Blocks | None:
-    """The tile of the table's first kernel row, or the best that fits its VMEM."""
-    for row in tuning.rows_for(device, call.dtype, call.tokens):
+def blocks_for(call: Call, rows: list[Row]) -> Blocks | None:
+    """The tile of the first of these rows that is the kernel's, or the best that fits its VMEM."""
+    for row in rows:
         if row.implementation == "mosaic_tpu":
             sizes = (_bytes(call.hidden), _bytes(call.kernel))
             return make_blocks(call.features, call.classes, sizes, row.vmem_bytes, row.tile)
