@@ -13,7 +13,16 @@ from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 # Public functions raise errors of their own for wrong shapes; the files behind them promise theirs.
-CHECKED = ["_extremes", "_logits", "_loss", "_precision", "_reduction", "_rows", "_targets"]
+CHECKED = [
+    "_extremes",
+    "_logits",
+    "_loss",
+    "_precision",
+    "_reduction",
+    "_rows",
+    "_targets",
+    "_tiles",
+]
 install_import_hook([f"jaxsoftmax.{name}" for name in CHECKED], "beartype.beartype")
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
