@@ -1,4 +1,4 @@
-"""`python -m benchmarks [suite ...]`: measure, print the tables, write JSON and Markdown."""
+"""`python -m benchmarks`: measure, print the tables, write JSON, Markdown and figures."""
 
 from __future__ import annotations
 
@@ -13,26 +13,38 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import accuracy, cases, implementations, report, runner, workers
+from benchmarks import comparison, environment, limits, report, runner, workers
+from benchmarks.cases import TIMED_SUITES
+from benchmarks.suites import SUITES, Run
 
-SUITES = (*cases.TIMED_SUITES, "accuracy")
 RESULTS = pathlib.Path(__file__).parent / "results"
-WIDTH = 132  # of the tables where there is no terminal to ask
+WIDTH = 160  # of the tables where there is no terminal to ask
 QUICK_JSON = pathlib.Path("benchmark-results-quick.json")
+FILTERED_JSON = pathlib.Path("benchmark-results-filtered.json")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the suites; 0 unless some result was wrong or some peer failed."""
     arguments = _parse(argv)
-    names = arguments.suites or list(SUITES)
-    settings = _settings(arguments)
-    environment = report.environment()
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    results = _measure(names, settings, arguments.quick, console)
-    tables = [table for name in names for table in _tables(name, results[name])]
+    if arguments.compare:
+        for table in comparison.tables(*arguments.compare):
+            console.print(report.to_rich(table))
+        return 0
+    head: dict[str, Any] = {"environment": environment.environment()}
+    settings = _settings(arguments)
+    head["settings"] = dataclasses.asdict(settings)
+    timed = [name for name in arguments.suites if name in TIMED_SUITES]
+    measured = limits.measure(quick=arguments.quick) if timed else None
+    head["limits"] = dataclasses.asdict(measured) if measured else None
+    with workers.Workers() as pool:
+        run = Run(arguments.quick, settings, pool, arguments.filter, measured)
+        results = _measure(arguments.suites, run, console)
+    tables = [table for name in results for table in SUITES[name].tables(results[name])]
+    tables += [limits.table(measured)] if measured else []
     for table in tables:
         console.print(report.to_rich(table))
-    _write(arguments, environment, settings, results, tables, console)
+    _write(arguments, head, results, tables, console)
     failures = [row for rows in results.values() for row in rows if not row.passed]
     for row in failures:
         console.print(str(row), style="red", markup=False, highlight=False)
@@ -41,26 +53,40 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description="Times and accuracy of jaxsoftmax and its peers."
+        prog="python -m benchmarks",
+        description="Times, memory, communication and accuracy of jaxsoftmax and its peers.",
     )
-    # Without `choices`: with them, argparse (to 3.13) rejects the empty list of no suites at all.
-    parser.add_argument("suites", nargs="*", help=f"any of {', '.join(SUITES)} (default: all)")
-    parser.add_argument("--quick", action="store_true", help="one small shape, few repetitions")
+    add = partial(parser.add_argument, type=pathlib.Path)
     parser.add_argument(
-        "--json",
-        type=pathlib.Path,
-        metavar="PATH",
-        help="one file for all suites of the run (default: a file for each suite, "
-        f"benchmarks/results/<suite>-<platform>.json; with --quick ./{QUICK_JSON})",
+        "--suite",
+        nargs="+",
+        dest="suites",
+        choices=SUITES,
+        default=list(SUITES),
+        metavar="NAME",
+        help=f"any of {', '.join(SUITES)} (default: all)",
     )
-    parser.add_argument("--markdown", type=pathlib.Path, metavar="FILE", help="write the tables")
+    parser.add_argument(
+        "--filter",
+        nargs="+",
+        default=[],
+        metavar="REGEX",
+        help="only what all of these are found in, such as bfloat16 or 'cross_entropy, forward'",
+    )
+    parser.add_argument("--quick", action="store_true", help="one small shape, few repetitions")
     parser.add_argument(
         "--repeats", type=_positive, metavar="N", help="exactly N samples of each peer"
     )
+    add(
+        "--json",
+        metavar="PATH",
+        help="one file for all suites of the run (default: a file for each suite, benchmarks/"
+        f"results/<suite>-<device>.json; with --quick {QUICK_JSON}, with --filter {FILTERED_JSON})",
+    )
+    add("--markdown", metavar="FILE", help="write the tables as a page")
+    parser.add_argument("--plot", action="store_true", help="draw figures beside the JSON")
+    add("--compare", nargs=2, metavar=("OLD", "NEW"), help="two JSON files side by side; no run")
     arguments = parser.parse_args(argv)
-    unknown = [name for name in arguments.suites if name not in SUITES]
-    if unknown:
-        parser.error(f"unknown suite {unknown[0]!r}; choose from {', '.join(SUITES)}")
     arguments.suites = list(dict.fromkeys(arguments.suites))
     return arguments
 
@@ -79,62 +105,56 @@ def _settings(arguments: argparse.Namespace) -> runner.Settings:
     return dataclasses.replace(settings, rounds=arguments.repeats, fewest_rounds=arguments.repeats)
 
 
-def _measure(
-    names: Sequence[str], settings: runner.Settings, quick: bool, console: Console
-) -> dict[str, list[Any]]:
+def _measure(names: Sequence[str], run: Run, console: Console) -> dict[str, list[Any]]:
+    """Suites of which the filters leave something."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     results: dict[str, list[Any]] = {}
-    with (
-        workers.Workers() as pool,
-        Progress(*columns, TimeElapsedColumn(), console=console) as progress,
-    ):
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         for name in names:
-            if name == "accuracy":
-                task = progress.add_task(name, total=accuracy.steps())
-                advance = partial(progress.advance, task)
-                results[name] = accuracy.measure(quick=quick, pool=pool, advance=advance)
+            parts = SUITES[name].parts(run)
+            if not parts:
                 continue
-            measurements: list[Any] = []
-            for case in progress.track(cases.suite(name, quick=quick), description=name):
-                peers = implementations.of(case.operation)
-                measurements += runner.measure(case, peers, settings, pool)
-            results[name] = measurements
+            task = progress.add_task(name, total=len(parts))
+            here = dataclasses.replace(run, advance=partial(progress.advance, task))
+            results[name] = SUITES[name].measure(here, parts)
+            progress.stop_task(task)
     return results
-
-
-def _tables(name: str, rows: Sequence[Any]) -> list[report.Table]:
-    if name == "accuracy":
-        return report.accuracy_tables(rows)
-    return report.timing_tables(name, rows)
 
 
 def _write(
     arguments: argparse.Namespace,
-    environment: dict[str, Any],
-    settings: runner.Settings,
+    head: dict[str, Any],
     results: dict[str, list[Any]],
     tables: Sequence[report.Table],
     console: Console,
 ) -> None:
-    if arguments.json or arguments.quick:
-        files = {arguments.json or QUICK_JSON: results}
+    device = report.file_name(head["environment"])
+    if arguments.json or arguments.quick or arguments.filter:
+        path = arguments.json or (QUICK_JSON if arguments.quick else FILTERED_JSON)
+        files = {path: results}
     else:
-        platform = environment["platform"]
-        files = {RESULTS / f"{name}-{platform}.json": {name: results[name]} for name in results}
+        files = {RESULTS / f"{name}-{device}.json": {name: results[name]} for name in results}
     for path, suites in files.items():
-        report.write_json(path, environment, dataclasses.asdict(settings), suites)
+        report.write_json(path, head, suites)
         console.print(f"wrote {path}", highlight=False)
+        if arguments.plot:
+            from benchmarks import figures
+
+            for figure in figures.draw(path):
+                console.print(f"wrote {figure}", highlight=False)
     if arguments.markdown:
         arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
-        arguments.markdown.write_text(
-            report.to_markdown(_command(arguments), environment, tables), encoding="utf-8"
-        )
+        page = report.to_markdown(_command(arguments), head["environment"], tables)
+        arguments.markdown.write_text(page, encoding="utf-8")
         console.print(f"wrote {arguments.markdown}", highlight=False)
 
 
 def _command(arguments: argparse.Namespace) -> str:
     """The command line that repeats this run."""
-    words = ["python -m benchmarks", *arguments.suites]
+    words = ["python -m benchmarks"]
+    if arguments.suites != list(SUITES):
+        words += ["--suite", *arguments.suites]
+    words += ["--filter", *map(repr, arguments.filter)] if arguments.filter else []
     words += ["--quick"] if arguments.quick else []
     words += [f"--repeats {arguments.repeats}"] if arguments.repeats else []
     words += [f"--markdown {arguments.markdown}"] if arguments.markdown else []

@@ -9,14 +9,15 @@ that result is a normal float32 number. An error of 1 means that nothing is left
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import jax
 import mpmath
 import numpy as np
 
-from benchmarks import implementations, runner, workers
+from benchmarks import implementations, programs, report, workers
 from benchmarks.cases import DTYPES
 
 Numbers = np.ndarray[Any, Any]
@@ -51,22 +52,27 @@ class Accuracy:
         return f"{self.status}: {self.peer}, {self.quantity} of {self.dtype} logits: {self.note}"
 
 
-def measure(
-    *, quick: bool, pool: workers.Workers, advance: Callable[[], None] = lambda: None
-) -> list[Accuracy]:
-    """Every peer in every dtype; `advance` is called as often as `steps` says."""
-    table = []
-    for dtype in DTYPES:
-        batches = [_Batch(classes, dtype, quick) for classes in CLASSES]
-        for implementation in implementations.of("example_losses"):
-            table.extend(_measure_peer(implementation, batches, dtype, pool))
-            advance()
-    return table
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One peer in one dtype."""
+
+    implementation: implementations.Implementation
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"accuracy, {self.implementation.peer}, {self.dtype}"
 
 
-def steps() -> int:
-    """How many peers in how many dtypes."""
-    return len(DTYPES) * len(implementations.of("example_losses"))
+def parts() -> list[Part]:
+    """Every peer in every dtype."""
+    known = implementations.of("example_losses")
+    return [Part(implementation, dtype) for dtype in DTYPES for implementation in known]
+
+
+def measure(part: Part, *, quick: bool, pool: workers.Workers) -> list[Accuracy]:
+    """One row for the loss and one for the gradient."""
+    batches = [_batch(classes, part.dtype, quick) for classes in CLASSES]
+    return _measure_peer(part.implementation, batches, part.dtype, pool)
 
 
 class _Batch:
@@ -94,6 +100,11 @@ class _Batch:
             )
             for quantity, numbers in got.items()
         }
+
+
+@cache
+def _batch(classes: int, dtype: str, quick: bool) -> _Batch:
+    return _Batch(classes, dtype, quick)
 
 
 def _exact(row: Numbers) -> dict[str, mpmath.mpf]:
@@ -144,8 +155,8 @@ def _measure_peer(
 def _run(
     implementation: implementations.Implementation, batch: _Batch, pool: workers.Workers
 ) -> list[Numbers]:
-    inputs = runner.Inputs((batch.logits, batch.labels))
-    return runner.build(implementation, "losses_and_gradient", inputs, pool).outputs
+    inputs = programs.Inputs((batch.logits, batch.labels))
+    return programs.build(implementation, "losses_and_gradient", inputs, pool).outputs
 
 
 def _in_bands(
@@ -161,3 +172,36 @@ def _in_bands(
         worst.append(largest if np.isfinite(largest) else None)
         counts.append(int(inside.sum()))
     return tuple(worst), tuple(counts)
+
+
+# --- the table ---------------------------------------------------------------------------------
+
+
+def tables(rows: Sequence[Accuracy]) -> list[report.Table]:
+    """The largest relative error in each band of the margin."""
+    lines: list[list[str]] = []
+    counts: dict[str, tuple[int, ...]] = {}
+    # The quantities apart, so that peers stand below each other.
+    order = list(dict.fromkeys((row.dtype, row.quantity) for row in rows))
+    for row in sorted(rows, key=lambda row: order.index((row.dtype, row.quantity))):
+        cells = [_error(e) for e in row.worst] or [row.status] * len(BANDS)
+        lines.append([row.dtype, row.quantity, row.peer, row.result_dtype, *cells])
+        counts[row.dtype] = row.counts or counts.get(row.dtype, ())
+    columns = [f"{low} to {high}" for low, high in BANDS]
+    in_words = "; ".join(f"{d}: {', '.join(map(str, c))}" for d, c in counts.items())
+    note = (
+        "Largest relative error against 50-digit arithmetic at the same logits, where the label "
+        "leads by a margin of so many nats; 1 means that nothing is left of the result, which is "
+        "then 0. The gradient is that at the label. Rounding a result to bfloat16 costs up to "
+        f"2^-8 = 3.9e-03. Rows of logits in each band: {in_words}."
+    )
+    head = ["logits", "quantity", "computed by", "result in", *columns]
+    return [
+        report.Table("accuracy of the loss of a confident, correct prediction", head, lines, note)
+    ]
+
+
+def _error(error: float | None) -> str:
+    if error is None:
+        return "not finite"
+    return "1" if error == 1.0 else f"{error:.1e}"

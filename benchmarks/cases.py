@@ -1,4 +1,4 @@
-"""What is measured: operations, directions, shapes and dtypes. Data only."""
+"""What is timed: operations, directions, shapes and dtypes. Data only."""
 
 from __future__ import annotations
 
@@ -8,8 +8,20 @@ from itertools import product
 
 DTYPES = ("float32", "bfloat16")
 CHAPTER_SHAPES = ((128, 10), (8192, 1000), (1024, 32000))
-VOCABULARY_SHAPES = ((8192, 1000), (1024, 32000), (512, 131072))
+VOCABULARY_SHAPES = ((128, 10), (8192, 1000), (1024, 32000), (512, 131072))
 QUICK_SHAPES = ((64, 1000),)
+
+LINEAR = ("linear_cross_entropy", "linear_chunks")  # their shapes are tokens x features x classes
+LINEAR_SHAPES = ((2048, 512, 32000), (512, 256, 16384))
+QUICK_LINEAR_SHAPES = ((128, 32, 2048),)
+CHUNK_SIZES = (None, 64, 128, 256, 512, 1024, 2048)
+
+# A GPU's: the models that the papers of the fused kernels measure, and rows of every length.
+GPU_ROWS = ((32768, 256), (32768, 4096), (32768, 32768), (32768, 65536), (8192, 262144))
+GPU_LINEAR_SHAPES = (
+    *((tokens, 4096, 128256) for tokens in (1024, 2048, 4096, 8192, 16384)),
+    (8192, 2304, 256000),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,38 +29,68 @@ class Case:
     """One line of a table, in which every peer computes the same thing."""
 
     operation: str  # what `implementations` and `references` know it by
-    direction: str  # a key of `runner.DIRECTIONS`
-    shape: tuple[int, ...]  # of the logits
-    dtype: str  # of the logits
+    direction: str  # a key of `programs.DIRECTIONS`
+    shape: tuple[int, ...]  # of the logits, or tokens x features x classes
+    dtype: str  # of the logits, or of hidden states and kernel
+
+    @property
+    def logits_shape(self) -> tuple[int, ...]:
+        """Rows and classes, whether they are given as such or not."""
+        return (self.shape[0], self.shape[-1])
+
+    def __str__(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        return f"{self.operation}, {self.direction}, {shape} {self.dtype}"
 
 
-def _chapter(shapes: Sequence[tuple[int, ...]]) -> Iterator[Case]:
+Shapes = Sequence[tuple[int, ...]]
+
+
+def _chapter(shapes: Shapes) -> Iterator[Case]:
     for shape, dtype, direction in product(shapes, DTYPES, ("forward", "value_and_grad")):
         yield Case("chapter", direction, shape, dtype)
 
 
-def _distributions(shapes: Sequence[tuple[int, ...]]) -> Iterator[Case]:
+def _distributions(shapes: Shapes) -> Iterator[Case]:
     operations = ("softmax", "log_softmax", "logsumexp")
     for operation, shape, dtype in product(operations, shapes, DTYPES):
         for direction in ("forward", "vjp"):
             yield Case(operation, direction, shape, dtype)
 
 
-def _cross_entropy(shapes: Sequence[tuple[int, ...]]) -> Iterator[Case]:
+def _cross_entropy(shapes: Shapes) -> Iterator[Case]:
     for shape, dtype, direction in product(shapes, DTYPES, ("forward", "value_and_grad")):
         yield Case("cross_entropy", direction, shape, dtype)
 
 
-# A suite: the cases for given shapes, and the shapes of a full run.
-_SUITES: dict[str, tuple[Callable[..., Iterator[Case]], tuple[tuple[int, ...], ...]]] = {
-    "chapter": (_chapter, CHAPTER_SHAPES),
-    "distributions": (_distributions, CHAPTER_SHAPES),
-    "cross_entropy": (_cross_entropy, VOCABULARY_SHAPES),
+def _linear(shapes: Shapes) -> Iterator[Case]:
+    for shape, dtype in product(shapes, DTYPES):
+        for direction in ("forward", "value_and_grads"):
+            yield Case("linear_cross_entropy", direction, shape, dtype)
+    for dtype, direction in product(DTYPES, ("forward", "value_and_grads")):
+        yield Case("linear_chunks", direction, shapes[0], dtype)
+
+
+class _Suite:
+    """The cases for given shapes; the shapes of a full run, of one on a GPU, and of a quick one."""
+
+    def __init__(
+        self, make: Callable[[Shapes], Iterator[Case]], full: Shapes, gpu: Shapes, quick: Shapes
+    ) -> None:
+        self.make, self.full, self.gpu, self.quick = make, full, gpu, quick
+
+
+_SUITES = {
+    "chapter": _Suite(_chapter, CHAPTER_SHAPES, CHAPTER_SHAPES, QUICK_SHAPES),
+    "distributions": _Suite(_distributions, VOCABULARY_SHAPES, GPU_ROWS, QUICK_SHAPES),
+    "cross_entropy": _Suite(_cross_entropy, VOCABULARY_SHAPES, GPU_ROWS, QUICK_SHAPES),
+    "linear_cross_entropy": _Suite(_linear, LINEAR_SHAPES, GPU_LINEAR_SHAPES, QUICK_LINEAR_SHAPES),
 }
 TIMED_SUITES = tuple(_SUITES)
 
 
-def suite(name: str, *, quick: bool = False) -> list[Case]:
-    """The cases of a suite, at its own shapes or at the small one of a quick run."""
-    make, shapes = _SUITES[name]
-    return list(make(QUICK_SHAPES if quick else shapes))
+def suite(name: str, *, quick: bool = False, platform: str = "cpu") -> list[Case]:
+    """The cases of a suite, at the platform's shapes or at the small one of a quick run."""
+    known = _SUITES[name]
+    shapes = known.quick if quick else known.gpu if platform == "gpu" else known.full
+    return list(known.make(shapes))

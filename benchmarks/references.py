@@ -4,6 +4,9 @@ The error of an output is the largest, over its entries, of |got − exact| divi
 magnitudes of the terms that the exact entry is a sum of. So a probability of 1e-9 is held to its
 own size, and p − 1 to that of its terms: what cancellation costs is the subject of the accuracy
 suite and not of this check. A wrong shape and a NaN are an infinite error.
+
+Every entry is compared, but for the two gradients of a large linear loss, whose exact values cost
+more than all timings: there it is a random sample of rows of the one and of columns of the other.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ SEED = 0
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2}
 
 _BLOCK = 2**22  # entries that are compared at once: float64 copies of a block, not of the whole
+_WHOLE = 2**22  # logits of a linear loss up to which all of its gradients are compared
+_SAMPLE = 128  # rows of the gradient of the hidden states, and columns of that of the kernel
 
 
 def inputs(case: Case) -> tuple[Numbers, ...]:
@@ -33,14 +38,23 @@ def inputs(case: Case) -> tuple[Numbers, ...]:
     return _OPERATIONS[case.operation].inputs(case, np.random.default_rng(SEED))
 
 
-def error(case: Case, arrays: Sequence[Numbers], outputs: Sequence[Numbers]) -> float:
-    """The largest error of the outputs of a case."""
-    return max(_OPERATIONS[case.operation].errors(case.direction, arrays, outputs))
+class Exact:
+    """What the outputs of a case should be. What is costly is computed once, for all peers."""
+
+    def __init__(self, case: Case, arrays: Sequence[Numbers]) -> None:
+        self._case, self._arrays = case, arrays
+        self._prepared = _OPERATIONS[case.operation].prepare(case.direction, arrays)
+
+    def error(self, outputs: Sequence[Numbers]) -> float:
+        """The largest error of the outputs of a peer."""
+        errors = _OPERATIONS[self._case.operation].errors
+        return max(errors(self._case.direction, self._prepared, outputs))
 
 
 class _Operation(NamedTuple):
     inputs: Callable[[Case, np.random.Generator], tuple[Numbers, ...]]
-    errors: Callable[..., Iterator[float]]  # (direction, inputs, outputs): one for each output
+    errors: Callable[..., Iterator[float]]  # (direction, prepared, outputs): one for each output
+    prepare: Callable[..., Any] = lambda direction, arrays: arrays
 
 
 # --- inputs ---------------------------------------------------------------------------------------
@@ -62,6 +76,15 @@ def _logits_and_cotangent(case: Case, rng: np.random.Generator) -> tuple[Numbers
     # Of one sign, so that Σ_j p_j c_j and Σ_j c_j matter to every entry.
     cotangent = (rng.random(size, np.float32) + 0.5).astype(case.dtype)
     return _logits(case, rng), cotangent
+
+
+def _hidden_kernel_and_labels(case: Case, rng: np.random.Generator) -> tuple[Numbers, ...]:
+    tokens, features, classes = case.shape
+    hidden = rng.standard_normal((tokens, features), np.float32).astype(case.dtype)
+    # So that logits have a variance of 1.
+    kernel = rng.standard_normal((features, classes), np.float32) / np.float32(np.sqrt(features))
+    labels = rng.integers(0, classes, tokens, dtype=np.int32)
+    return hidden, kernel.astype(case.dtype), labels
 
 
 # --- comparing ------------------------------------------------------------------------------------
@@ -171,8 +194,66 @@ def _losses(logits: Numbers, labels: Numbers) -> Numbers:
     return -np.take_along_axis(log_p, labels[:, None], axis=-1)
 
 
+class _Linear(NamedTuple):
+    """The exact loss; gradients at some rows and columns, with the magnitude of their terms."""
+
+    loss: float
+    rows: Numbers
+    columns: Numbers
+    of_hidden: tuple[Numbers, Numbers]  # [rows, D]
+    of_kernel: tuple[Numbers, Numbers]  # [D, columns]
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def _prepare_linear(direction: str, arrays: Sequence[Numbers]) -> _Linear:
+    """dh = (p − y) Wᵀ / N and dW = hᵀ (p − y) / N, at the sampled rows and columns."""
+    hidden, kernel = (array.astype(np.float64) for array in arrays[:2])
+    labels = arrays[2]
+    (tokens, classes), rng = (len(hidden), kernel.shape[1]), np.random.default_rng(SEED)
+    rows, columns = np.arange(tokens), np.arange(classes)
+    if tokens * classes > _WHOLE:
+        rows = np.sort(rng.choice(tokens, min(_SAMPLE, tokens), replace=False))
+        columns = np.sort(rng.choice(classes, min(_SAMPLE, classes), replace=False))
+        columns = np.union1d(columns, labels[rows])
+    step = max(1, _BLOCK // classes)
+    lse = np.empty(tokens)
+    for start in range(0, tokens, step):
+        lse[start : start + step] = _logsumexp(hidden[start : start + step] @ kernel)[0]
+    losses = lse - np.einsum("nd,dn->n", hidden, kernel[:, labels])
+
+    def delta(r: Numbers, c: Numbers) -> tuple[Numbers, Numbers]:
+        p = np.exp(hidden[r] @ kernel[:, c] - lse[r][:, None])
+        one_hot = labels[r][:, None] == c[None, :]
+        return (p - one_hot) / tokens, (p + one_hot) / tokens
+
+    empty = np.empty((0, 0))
+    of_hidden = of_kernel = (empty, empty)
+    if direction != "forward":
+        here, size = delta(rows, np.arange(classes))
+        of_hidden = here @ kernel.T, size @ np.abs(kernel).T
+        here, size = delta(np.arange(tokens), columns)
+        of_kernel = hidden.T @ here, np.abs(hidden).T @ size
+    shapes = (hidden.shape, kernel.shape)
+    return _Linear(float(losses.mean()), rows, columns, of_hidden, of_kernel, shapes)
+
+
+def _linear_errors(direction: str, exact: _Linear, outputs: Sequence[Numbers]) -> Iterator[float]:
+    yield _distance(outputs[0], exact.loss, exact.loss)
+    if direction == "forward":
+        return
+    for gradient, shape in zip(outputs[1:], exact.shapes, strict=True):
+        if gradient.shape != shape or not np.isfinite(gradient).all():
+            yield float("inf")
+            return
+    yield _distance(outputs[1][exact.rows], *exact.of_hidden)
+    yield _distance(outputs[2][:, exact.columns], *exact.of_kernel)
+
+
 _MEAN_LOSS = _Operation(_logits_and_labels, _mean_loss_errors)
+_LINEAR_LOSS = _Operation(_hidden_kernel_and_labels, _linear_errors, _prepare_linear)
 _OPERATIONS = {
+    "linear_cross_entropy": _LINEAR_LOSS,
+    "linear_chunks": _LINEAR_LOSS,
     "chapter": _MEAN_LOSS,
     "cross_entropy": _MEAN_LOSS,
     "softmax": _distribution(_softmax, _softmax_vjp),

@@ -1,7 +1,7 @@
 """Check every peer of a case against float64, then time those that are right, taking turns.
 
 A result that is off is reported as wrong and never timed. The others are sampled in turns, one
-sample of each peer a round, each round beginning with another peer, so that a slow moment of the
+sample of each peer a round, each round in another random order, so that a slow moment of the
 machine falls on all of them; what is reported is the median over the rounds and the quartiles.
 """
 
@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
-from jax import Array
 
-from benchmarks import references, workers
+from benchmarks import references, work, workers
 from benchmarks.cases import Case
-from benchmarks.implementations import Implementation
-
-Numbers = np.ndarray[Any, Any]
+from benchmarks.limits import Limits
+from benchmarks.programs import Inputs, Program, build
+from benchmarks.registry import Implementation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +33,13 @@ class Settings:
     budget_s: float = 12.0  # for all samples of a case
     sample_s: float = 0.02  # a sample is as many calls as fill this time, at most `most_calls`
     most_calls: int = 1000
+    seed: int = 0  # of the order in which the peers take their turns
 
 
 _WARM_UPS = 3
+# A call this long needs no second warm-up and none before each sample: what the others leave in the
+# caches (32 MiB here) is refilled in milliseconds.
+_LONG_S = 0.1
 QUICK = Settings(rounds=3, fewest_rounds=3, budget_s=1.0, sample_s=0.002, most_calls=100)
 
 
@@ -55,6 +59,15 @@ class Measurement:
     rounds: int = 0
     calls_per_sample: int = 0
     temp_bytes: int | None = None  # what the compiled program allocates beside inputs and outputs
+    limit: str = ""  # which limit of the device binds the case: "memory" or "matmul"
+    limit_s: float | None = None  # how long the case takes at that limit
+
+    @property
+    def share(self) -> float | None:
+        """Of the device's limit that was reached."""
+        if self.median_s is None or self.limit_s is None:
+            return None
+        return self.limit_s / self.median_s
 
     @property
     def passed(self) -> bool:
@@ -62,107 +75,8 @@ class Measurement:
         return self.status not in ("wrong", "failed")
 
     def __str__(self) -> str:
-        shape = "x".join(map(str, self.case.shape))
-        what = f"{self.case.operation}, {self.case.direction}, {shape} {self.case.dtype}"
         why = self.note or f"error {self.error:.1e}, allowed {self.tolerance:.0e}"
-        return f"{self.status}: {self.peer} in {what}: {why}"
-
-
-# --- programs: something that computes once, and that can be timed --------------------------------
-
-
-def _forward(function: Callable[..., Any]) -> Callable[..., Any]:
-    return function
-
-
-def _vjp(function: Callable[..., Any]) -> Callable[..., Any]:
-    def pull_back(*arrays: Array) -> Array:
-        *primals, cotangent = arrays
-        value, pull = jax.vjp(function, *primals)
-        return pull(cotangent.astype(value.dtype))[0]
-
-    return pull_back
-
-
-def _losses_and_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
-    def losses_and_gradient(logits: Array, labels: Array) -> tuple[Array, Array]:
-        losses, pull = jax.vjp(lambda x: function(x, labels), logits)
-        return losses, pull(jax.numpy.ones_like(losses))[0]
-
-    return losses_and_gradient
-
-
-# What is computed of an operation's function: its value, value and gradient of a scalar, the
-# pullback of a cotangent (the last input), a loss for each example and the gradient of their sum.
-DIRECTIONS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
-    "forward": _forward,
-    "value_and_grad": jax.value_and_grad,
-    "vjp": _vjp,
-    "losses_and_gradient": _losses_and_gradient,
-}
-
-
-class Program(Protocol):
-    """A computation with its inputs in place."""
-
-    temp_bytes: int | None
-    outputs: list[Numbers]
-
-    def seconds_per_call(self, calls: int) -> float:
-        """The mean duration of so many calls, after one that is not counted."""
-
-
-class _JaxProgram:
-    def __init__(
-        self, function: Callable[..., Any], direction: str, arrays: Sequence[Array]
-    ) -> None:
-        # The inputs are arguments: XLA would compute with constants while compiling.
-        self._arrays = arrays
-        self._function = jax.jit(DIRECTIONS[direction](function))
-        memory = self._function.lower(*arrays).compile().memory_analysis()
-        self.temp_bytes = None if memory is None else memory.temp_size_in_bytes
-        self.outputs = [np.asarray(leaf) for leaf in jax.tree.leaves(self._run())]
-
-    def _run(self) -> Any:
-        return jax.block_until_ready(self._function(*self._arrays))
-
-    def seconds_per_call(self, calls: int) -> float:
-        return workers.seconds_per_call(self._run, calls)
-
-
-class _WorkerProgram:
-    temp_bytes: int | None = None
-
-    def __init__(
-        self, worker: workers.Worker, operation: str, direction: str, arrays: Sequence[Numbers]
-    ) -> None:
-        self._worker = worker
-        self.outputs = worker.prepare(operation, direction, arrays)
-
-    def seconds_per_call(self, calls: int) -> float:
-        return self._worker.seconds_per_call(calls)
-
-
-class Inputs:
-    """The inputs of a case, on the host and on the device."""
-
-    def __init__(self, arrays: Sequence[Numbers]) -> None:
-        self.host = tuple(arrays)
-        self.device = tuple(jax.device_put(array) for array in arrays)
-
-
-def build(
-    implementation: Implementation, direction: str, inputs: Inputs, pool: workers.Workers
-) -> Program:
-    """Compile, or hand to the worker, and compute once."""
-    if implementation.worker is not None:
-        worker = pool.get(implementation.peer, implementation.worker)
-        return _WorkerProgram(worker, implementation.operation, direction, inputs.host)
-    assert implementation.function is not None
-    return _JaxProgram(implementation.function, direction, inputs.device)
-
-
-# --- measuring ------------------------------------------------------------------------------------
+        return f"{self.status}: {self.peer} in {self.case}: {why}"
 
 
 def measure(
@@ -170,24 +84,36 @@ def measure(
     implementations: Sequence[Implementation],
     settings: Settings,
     pool: workers.Workers,
+    limits: Limits | None = None,
 ) -> list[Measurement]:
     """One case, all peers: first right, then fast."""
     inputs = Inputs(references.inputs(case))
+    exact = references.Exact(case, inputs.host)
     measurements, programs = [], {}
     for implementation in implementations:
-        measurement, program = _check(case, implementation, inputs, pool)
+        measurement, program = _check(case, implementation, inputs, exact, pool)
         measurements.append(measurement)
         if program is not None:
             programs[implementation.peer] = program
     times = take_turns(programs, settings)
-    return [dataclasses.replace(m, **times[m.peer]) if m.peer in times else m for m in measurements]
+    limit, limit_s = work.limit(case, limits) if limits is not None else ("", None)
+    return [
+        dataclasses.replace(m, **times.get(m.peer, {}), limit=limit, limit_s=limit_s)
+        for m in measurements
+    ]
 
 
 def _check(
-    case: Case, implementation: Implementation, inputs: Inputs, pool: workers.Workers
+    case: Case,
+    implementation: Implementation,
+    inputs: Inputs,
+    exact: references.Exact,
+    pool: workers.Workers,
 ) -> tuple[Measurement, Program | None]:
     """The error of a peer's outputs, and its program if they are right."""
     unavailable = implementation.unavailable(jax.default_backend())
+    if implementation.known_wrong is not None:
+        unavailable = unavailable or implementation.known_wrong(case.shape)
     if unavailable:
         return Measurement(case, implementation.peer, unavailable), None
     try:
@@ -195,7 +121,7 @@ def _check(
     except Exception as problem:  # a peer that cannot do this case does not end the run
         note = f"{type(problem).__name__}: {problem}".splitlines()[0][:200]
         return Measurement(case, implementation.peer, "failed", note), None
-    error = references.error(case, inputs.host, program.outputs)
+    error = exact.error(program.outputs)
     program.outputs = []  # as large as the logits, and no longer needed
     tolerance = references.TOLERANCE[case.dtype]
     right = error <= tolerance
@@ -213,27 +139,31 @@ def _check(
 
 def take_turns(programs: dict[str, Program], settings: Settings) -> dict[str, dict[str, Any]]:
     """Samples in turns until the rounds or the budget are used up."""
-    calls = {peer: _calls_per_sample(program, settings) for peer, program in programs.items()}
+    calls, settle = {}, {}
+    for peer, program in programs.items():
+        calls[peer], settle[peer] = _calls_per_sample(program, settings)
     samples: dict[str, list[float]] = {peer: [] for peer in programs}
-    peers = list(programs)
+    order, peers = random.Random(settings.seed), list(programs)
     start = time.perf_counter()
     for round_ in range(settings.rounds):
         spent = time.perf_counter() - start > settings.budget_s
         if spent and round_ >= settings.fewest_rounds:
             break
-        first = round_ % max(1, len(peers))
-        for peer in peers[first:] + peers[:first]:
-            samples[peer].append(programs[peer].seconds_per_call(calls[peer]))
+        order.shuffle(peers)
+        for peer in peers:
+            samples[peer].append(programs[peer].seconds_per_call(calls[peer], settle[peer]))
     return {peer: _summary(samples[peer], calls[peer]) for peer in programs}
 
 
-def _calls_per_sample(program: Program, settings: Settings) -> int:
+def _calls_per_sample(program: Program, settings: Settings) -> tuple[int, bool]:
     """As many as fill a sample. Finding out is the warm-up: the first calls are slow ones."""
     calls = 1
     for _ in range(_WARM_UPS):
         once = max(program.seconds_per_call(calls), 1e-9)
+        if once > _LONG_S:
+            return 1, False
         calls = max(1, min(settings.most_calls, math.ceil(settings.sample_s / once)))
-    return calls
+    return calls, True
 
 
 def _summary(samples: list[float], calls: int) -> dict[str, Any]:

@@ -22,12 +22,25 @@ import numpy as np
 Numbers = np.ndarray[Any, Any]
 
 
-def seconds_per_call(run: Callable[[], Any], calls: int) -> float:
-    """The mean duration of `calls` calls, after one that is not counted."""
-    run()  # whoever ran before has left the caches cold and the allocator changed
+def seconds_per_call(
+    run: Callable[[], Any],
+    calls: int,
+    settle: bool = True,
+    wait: Callable[[Any], Any] = lambda result: result,
+    wait_each: bool = True,
+) -> float:
+    """The mean duration of `calls` calls, after one that is not counted if it is to settle.
+
+    `wait` waits for a result: for each one, or only for the last.
+    """
+    if settle:
+        wait(run())  # whoever ran before has left the caches cold and the allocator changed
     start = time.perf_counter()
     for _ in range(calls):
-        run()
+        result = run()
+        if wait_each:
+            wait(result)
+    wait(result)
     return (time.perf_counter() - start) / calls
 
 
@@ -63,13 +76,13 @@ class Worker:
             env={**_PATIENT, **os.environ, "PYTHONPATH": os.pathsep.join(path)},
         )
 
-    def prepare(self, operation: str, direction: str, arrays: Sequence[Numbers]) -> list[Numbers]:
+    def prepare(self, function: str, direction: str, arrays: Sequence[Numbers]) -> list[Numbers]:
         """Keep these inputs, compute once, and return the outputs."""
-        return self._ask("prepare", operation, direction, list(arrays))
+        return self._ask("prepare", function, direction, list(arrays))
 
-    def seconds_per_call(self, calls: int) -> float:
+    def seconds_per_call(self, calls: int, settle: bool = True) -> float:
         """Time what was prepared."""
-        return self._ask("time", calls)
+        return self._ask("time", calls, settle)
 
     def close(self) -> None:
         """End the process by ending its input."""
@@ -116,7 +129,7 @@ class Workers:
 def serve(module: str) -> None:
     """Answer until the input ends; the module's `prepare` says what is computed.
 
-    `prepare(operation, direction, arrays)` returns a function without arguments that computes and
+    `prepare(function, direction, arrays)` returns a function without arguments that computes and
     waits for the result, and one that turns such a result into NumPy arrays.
     """
     requests = sys.stdin.buffer

@@ -1,0 +1,133 @@
+"""Programs that are compiled and never run: at sizes that this machine could not hold."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import jaxsoftmax
+from benchmarks.peers.logits import optax_losses
+from benchmarks.registry import OURS
+
+GEMMA_2B = (8192, 2304, 256000)  # the case of the paper of cut cross-entropy
+LLAMA_8B = (16384, 4096, 128256)
+QUICK = (256, 64, 2048)
+SMALL_CHUNK = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Abstract:
+    """A function and the shapes of its arguments."""
+
+    peer: str
+    computed: str
+    sizes: tuple[int, ...]  # tokens x features x classes, or rows x classes
+    dtypes: str
+    function: Callable[..., Any]
+    arguments: tuple[jax.ShapeDtypeStruct, ...]
+
+    def lowered(self, devices: Any, platform: str) -> Any:
+        """For the first of these devices, which need not be there."""
+        mesh = Mesh(devices.reshape(-1)[:1], ("x",))
+        here = NamedSharding(mesh, PartitionSpec())
+        arguments = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here) for a in self.arguments]
+        traced = jax.jit(self.function, out_shardings=here).trace(*arguments)
+        return traced.lower(lowering_platforms=(platform,))
+
+    def __str__(self) -> str:
+        return f"{self.computed}, {'x'.join(map(str, self.sizes))} {self.dtypes}, {self.peer}"
+
+
+def _loss(chunk_size: int | None, hidden: Array, kernel: Array, labels: Array) -> Array:
+    return jaxsoftmax.linear_cross_entropy(hidden, kernel, labels, chunk_size=chunk_size)
+
+
+def _tied(chunk_size: int | None, hidden: Array, embedding: Array, labels: Array) -> Array:
+    return jaxsoftmax.linear_cross_entropy(hidden, embedding.T, labels, chunk_size=chunk_size)
+
+
+def _optax(hidden: Array, kernel: Array, labels: Array) -> Array:
+    return optax_losses(hidden @ kernel, labels).mean()
+
+
+def _both(function: Callable[..., Any]) -> Callable[..., Any]:
+    return jax.value_and_grad(function, argnums=(0, 1))
+
+
+def linear_arguments(
+    sizes: tuple[int, ...], dtype: Any = jnp.bfloat16, kernel_dtype: Any = None, tied: bool = False
+) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Hidden states, kernel (or embedding) and labels."""
+    tokens, features, classes = sizes
+    kernel = (classes, features) if tied else (features, classes)
+    return (
+        jax.ShapeDtypeStruct((tokens, features), dtype),
+        jax.ShapeDtypeStruct(kernel, kernel_dtype or dtype),
+        jax.ShapeDtypeStruct((tokens,), jnp.int32),
+    )
+
+
+def memory_programs(*, quick: bool) -> Iterator[Abstract]:
+    """What the table of temporary memory shows."""
+    sizes = QUICK if quick else GEMMA_2B
+    small = partial(_loss, SMALL_CHUNK)
+    both, narrow = "value and both gradients", "bfloat16"
+    arguments, tied = linear_arguments(sizes), linear_arguments(sizes, tied=True)
+    wide = linear_arguments(sizes, kernel_dtype=jnp.float32)
+    chunk, default = f"{OURS}, chunk_size={SMALL_CHUNK}", f"{OURS}, default chunk"
+    yield Abstract(chunk, "forward", sizes, narrow, small, arguments)
+    yield Abstract("optax", "forward", sizes, narrow, _optax, arguments)
+    yield Abstract(chunk, both, sizes, narrow, _both(small), arguments)
+    yield Abstract(default, both, sizes, narrow, _both(partial(_loss, None)), arguments)
+    yield Abstract("optax", both, sizes, narrow, _both(_optax), arguments)
+    embedding = f"{both}, tied embedding.T"
+    yield Abstract(chunk, embedding, sizes, narrow, _both(partial(_tied, SMALL_CHUNK)), tied)
+    yield Abstract(default, embedding, sizes, narrow, _both(partial(_tied, None)), tied)
+    mixed = "bfloat16, kernel float32"
+    yield Abstract(chunk, both, sizes, mixed, _both(small), wide)
+    yield Abstract(default, both, sizes, mixed, _both(partial(_loss, None)), wide)
+
+
+_AOT_CHUNKS = (512, 2048, 8192)
+
+
+def aot_programs(*, quick: bool) -> Iterator[Abstract]:
+    """What the table of compiles without hardware shows."""
+    both = "value and both gradients"
+    for sizes in (QUICK,) if quick else (GEMMA_2B, LLAMA_8B):
+        arguments = linear_arguments(sizes)
+        yield Abstract(OURS, "linear, forward", sizes, "bfloat16", partial(_loss, None), arguments)
+        for chunk in (None,) if quick else (None, *_AOT_CHUNKS):
+            name = OURS if chunk is None else f"{OURS}, chunk_size={chunk}"
+            function = _both(partial(_loss, chunk))
+            yield Abstract(name, f"linear, {both}", sizes, "bfloat16", function, arguments)
+        yield Abstract("optax", f"linear, {both}", sizes, "bfloat16", _both(_optax), arguments)
+    rows, classes = (256, 2048) if quick else (8192, 128256)
+    logits = jax.ShapeDtypeStruct((rows, classes), jnp.bfloat16)
+    labels = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    losses: dict[str, Callable[..., Any]] = {
+        OURS: jaxsoftmax.cross_entropy,
+        "optax": lambda x, y: optax_losses(x, y).mean(),
+    }
+    for peer, function in losses.items():
+        yield Abstract(
+            peer,
+            "cross_entropy, value and gradient",
+            (rows, classes),
+            "bfloat16",
+            jax.value_and_grad(function),
+            (logits, labels),
+        )
+    distributions: dict[str, Callable[..., Any]] = {
+        OURS: jaxsoftmax.log_softmax,
+        "jax.nn": jax.nn.log_softmax,
+    }
+    for peer, function in distributions.items():
+        yield Abstract(peer, "log_softmax", (rows, classes), "bfloat16", function, (logits,))

@@ -1,0 +1,118 @@
+"""Compiles for accelerators that are not here: what XLA allocates, moves and expects to take."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any
+
+from benchmarks import children, compiling, targets
+from benchmarks.report import Table, digits, mebibytes
+
+TARGETS = ("tpu v5e:2x2", "tpu v5p:2x2x1", "tpu v6e:2x2", "cuda h200")
+_GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One program for one target."""
+
+    target: str
+    number: int  # of the program in the suite
+    peer: str
+    computed: str
+    sizes: tuple[int, ...]
+    quick: bool
+
+    def __str__(self) -> str:
+        return f"aot, {self.target}, {self.computed}, {'x'.join(map(str, self.sizes))}, {self.peer}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler says of one program."""
+
+    target: str
+    computed: str
+    sizes: tuple[int, ...]
+    peer: str
+    status: str
+    note: str = ""
+    compile_s: float | None = None
+    temp_bytes: int | None = None
+    output_bytes: int | None = None
+    bytes_accessed: float | None = None
+    flops: float | None = None
+    optimal_s: float | None = None
+    loop_trips: int = 1
+    collectives: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """It compiled, or cannot here, or does not fit: a result as well."""
+        return self.status != "failed"
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.peer}, {self.computed} for {self.target}: {self.note}"
+
+
+def parts(*, quick: bool) -> list[Part]:
+    """Every program for every target."""
+    known = compiling.programs("aot", quick)
+    return [
+        Part(target, number, program.peer, program.computed, program.sizes, quick)
+        for target in TARGETS
+        for number, program in enumerate(known)
+    ]
+
+
+def measure(chosen: Sequence[Part], advance: Callable[[], None]) -> list[Compiled]:
+    """All programs of a target in one process."""
+    rows = []
+    for target, group in groupby(chosen, lambda part: part.target):
+        of_target = list(group)
+        for part, found in zip(of_target, _compile(target, of_target), strict=True):
+            rows.append(Compiled(target, part.computed, part.sizes, part.peer, **found))
+            advance()
+    return rows
+
+
+def _compile(target: str, group: Sequence[Part]) -> list[dict[str, Any]]:
+    lacking = targets.unavailable(target)
+    if lacking:
+        return [{"status": lacking}] * len(group)
+    numbers = [part.number for part in group]
+    try:
+        return compiling.compile_in_child(target, "aot", group[0].quick, numbers)
+    except children.ChildFailed as problem:
+        return [{"status": "failed", "note": str(problem)}] * len(group)
+
+
+def tables(rows: Sequence[Compiled]) -> list[Table]:
+    """One line for each program and target; a target that cannot be served is one line."""
+    lines, absent = [], set()
+    for row in rows:
+        if row.status.startswith("needs"):
+            if row.target not in absent:
+                lines.append([row.target, row.status, *["–"] * 7])
+            absent.add(row.target)
+            continue
+        moved = "–" if row.bytes_accessed is None else digits(row.bytes_accessed / _GIB)
+        # Some programs come with a sum that has run below zero.
+        known = row.optimal_s is not None and row.optimal_s > 0.0
+        optimal = digits(1e3 * row.optimal_s) if known else "–"
+        sizes = "x".join(map(str, row.sizes))
+        cells = [mebibytes(row.temp_bytes), mebibytes(row.output_bytes), moved, optimal]
+        if row.status != "ok":
+            cells = [row.status, "–", "–", "–"]
+        lines.append([row.target, row.computed, sizes, row.peer, *cells, str(row.loop_trips)])
+    columns = ["target", "computed", "sizes (bfloat16)", "peer", "temporaries, MiB"]
+    columns += ["outputs, MiB", "accessed, GiB", "optimal, ms", "loop trips"]
+    note = (
+        "From the compiler; nothing ran. XLA's estimates (bytes accessed, optimal time) count the "
+        "body of a loop once, however often it runs: beside loop trips above 1 they say nothing "
+        "of the whole program, and a program without a loop looks slower than it is. – is a number "
+        "that this compiler does not give."
+    )
+    return [Table("aot: compiled for hardware that is not here", columns, lines, note)]

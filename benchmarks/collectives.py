@@ -1,0 +1,204 @@
+"""Every collective of a compiled program, and its bytes: read from the optimised HLO's text.
+
+A collective in a loop counts as often as the loop runs; of the branches of a conditional, the one
+that moves most counts. `payload` is the array that the operation
+is about, as one device sees it: what an all-reduce reduces, what an all-gather returns, what a
+reduce-scatter is given. `sent` is what one device puts on the wire with ring algorithms:
+2 (n − 1)/n of the payload for an all-reduce, (n − 1)/n for the others, all of it for a permute.
+
+    python -m benchmarks.collectives FILE      the HLO text of a program, or - for standard input
+"""
+
+from __future__ import annotations
+
+import math
+import pathlib
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_BITS = {"pred": 8, "bf16": 16, "f8e4m3fn": 8, "f8e5m2": 8}  # others end in their width
+
+_COMPUTATION = re.compile(r"^(?:ENTRY\s+)?%?([\w.\-]+)\s*(?:\([^=]*\))?.*\{\s*$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT\s+)?%?([\w.\-]+) = (.*)$")
+_OPERATION = re.compile(r"(?<![\w.\-%])([a-z][\w\-]*)\(")
+_SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
+)
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'known_trip_count"?[:=]\s*\{"?n"?[:=]\s*"?(\d+)')
+_GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
+# JAX 0.12: mesh['x'=8] {'x'} is all of an axis, {'x':(2)4} a part of it, of 4 devices.
+_MESH_GROUPS = re.compile(r"replica_groups=mesh\[(.*?)\]\s*\{([^}]*)\}")
+_MESH_AXIS = re.compile(r"'([^']+)'(?::\(\d+\)(\d+))?")
+_IOTA_GROUPS = re.compile(r"replica_groups=\[(\d+),(\d+)\]")
+
+
+class Collective(NamedTuple):
+    """One instruction of a program."""
+
+    kind: str
+    payload_bytes: int
+    group: int  # devices that take part in one of its groups
+    times: int  # how often it runs
+    in_unknown_loop: bool  # a loop around it does not say how often it runs: taken as once
+
+    @property
+    def sent_bytes(self) -> int:
+        """By one device, over all times, with ring algorithms."""
+        part = (self.group - 1) / self.group
+        factor = {"all-reduce": 2 * part, "collective-permute": 1.0}.get(self.kind, part)
+        return round(factor * self.payload_bytes * self.times)
+
+
+class Total(NamedTuple):
+    """All collectives of one kind."""
+
+    count: int
+    payload_bytes: int
+    sent_bytes: int
+    largest_bytes: int  # the payload of the largest one
+
+
+class _Instruction(NamedTuple):
+    operation: str
+    result: str  # its type
+    text: str
+
+
+def find(hlo: str, devices: int) -> list[Collective]:
+    """Every collective of a module, with how often it runs."""
+    computations, entry = _parse(hlo)
+    return list(_walk(computations, entry, 1, False, devices))
+
+
+def totals(hlo: str, devices: int) -> dict[str, Total]:
+    """By kind; kinds that do not occur are left out."""
+    groups: dict[str, list[Collective]] = defaultdict(list)
+    for collective in find(hlo, devices):
+        groups[collective.kind].append(collective)
+    return {
+        kind: Total(
+            sum(c.times for c in groups[kind]),
+            sum(c.payload_bytes * c.times for c in groups[kind]),
+            sum(c.sent_bytes for c in groups[kind]),
+            max(c.payload_bytes for c in groups[kind]),
+        )
+        for kind in KINDS
+        if kind in groups
+    }
+
+
+def loop_trips(hlo: str) -> list[int]:
+    """How often each loop of a module runs, where it says so."""
+    return [int(n) for n in _TRIPS.findall(hlo)]
+
+
+# --- reading the text -----------------------------------------------------------------------------
+
+
+def _parse(hlo: str) -> tuple[dict[str, list[_Instruction]], str]:
+    computations: dict[str, list[_Instruction]] = {}
+    entry, current = "", None
+    for line in hlo.splitlines():
+        instruction = _INSTRUCTION.match(line)
+        if instruction and current is not None:
+            found = _OPERATION.search(instruction[2])
+            if found:
+                result = instruction[2][: found.start()]
+                current.append(_Instruction(found[1], result, instruction[2]))
+            continue
+        opening = _COMPUTATION.match(line)
+        if opening and not line.startswith("HloModule"):
+            current = computations.setdefault(opening[1], [])
+            if line.startswith("ENTRY"):
+                entry = opening[1]
+    return computations, entry
+
+
+def _walk(
+    computations: dict[str, list[_Instruction]],
+    name: str,
+    times: int,
+    unknown: bool,
+    devices: int,
+) -> Iterator[Collective]:
+    for instruction in computations.get(name, ()):
+        kind = instruction.operation.removesuffix("-start")
+        if kind in KINDS:
+            group = _group_size(instruction.text, devices)
+            payload = _payload(kind, instruction, group)
+            yield Collective(kind, payload, group, times, unknown)
+            continue
+        # The start of an asynchronous call is the call; its update and its end name it again.
+        if instruction.operation in ("async-update", "async-done"):
+            continue
+        inside = [
+            list(_walk(computations, name, times * runs, unknown or not known, devices))
+            for name, runs, known in _calls(instruction)
+        ]
+        if instruction.operation == "conditional":
+            inside = [max(inside, key=_all_sent, default=[])]
+        for collectives in inside:
+            yield from collectives
+
+
+def _all_sent(collectives: list[Collective]) -> int:
+    return sum(c.sent_bytes for c in collectives)
+
+
+def _calls(instruction: _Instruction) -> Iterator[tuple[str, int, bool]]:
+    """Names of called computations, how often each runs, and whether that is known."""
+    trips = _TRIPS.search(instruction.text)
+    loop = instruction.operation == "while"
+    times = int(trips[1]) if loop and trips else 1
+    names = _CALLED.findall(instruction.text)
+    for branches in _BRANCHES.findall(instruction.text):
+        names += [name.strip().lstrip("%") for name in branches.split(",")]
+    for name in names:
+        yield name, times, not loop or trips is not None
+
+
+def _group_size(text: str, devices: int) -> int:
+    mesh = _MESH_GROUPS.search(text)
+    if mesh:
+        whole = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
+        return math.prod(int(part or whole[axis]) for axis, part in _MESH_AXIS.findall(mesh[2]))
+    iota = _IOTA_GROUPS.search(text)
+    if iota:
+        return int(iota[2])
+    listed = _GROUPS.search(text)
+    return len(listed[1].split(",")) if listed and listed[1] else devices
+
+
+def _payload(kind: str, instruction: _Instruction, group: int) -> int:
+    """From the result's type; an asynchronous start returns its operands before its results."""
+    sizes = [_bytes(dtype, dims) for dtype, dims in _SHAPE.findall(instruction.result)]
+    if instruction.operation.endswith("-start") and kind != "all-reduce":
+        sizes = [max(sizes)] if len(sizes) <= 4 else sizes[len(sizes) // 2 :]
+        return sum(sizes)
+    return sum(sizes) * (group if kind == "reduce-scatter" else 1)
+
+
+def _bytes(dtype: str, dims: str) -> int:
+    width = re.search(r"\d+", dtype)
+    bits = _BITS.get(dtype) or (int(width[0]) if width else 0)
+    return math.prod(int(d) for d in dims.split(",") if d) * bits // 8
+
+
+def main() -> None:
+    """Print the table of a file."""
+    name = sys.argv[1]
+    hlo = sys.stdin.read() if name == "-" else pathlib.Path(name).read_text(encoding="utf-8")
+    partitions = re.search(r"num_partitions=(\d+)", hlo)
+    devices = int(partitions[1]) if partitions else 1
+    for kind, total in totals(hlo, devices).items():
+        print(f"{kind}: {total.count} times, {total.payload_bytes} bytes, {total.sent_bytes} sent")
+
+
+if __name__ == "__main__":
+    main()

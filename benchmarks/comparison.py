@@ -1,0 +1,70 @@
+"""Two JSON documents side by side: `python -m benchmarks --compare OLD NEW`."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.report import Table, digits, mebibytes
+
+# What names a row, in any suite; every other field is a result.
+_NAMES = ("case", "target", "devices", "operation", "computed", "sizes", "dtype", "dtypes")
+_NAMES += ("quantity", "peer")
+# (field, heading, how it is written)
+_NUMBERS = (
+    ("median_s", "ms", lambda s: digits(1e3 * s)),
+    ("temp_bytes", "temporaries, MiB", mebibytes),
+    ("optimal_s", "optimal, ms", lambda s: digits(1e3 * s)),
+    ("sent_bytes", "sent, MiB", mebibytes),
+)
+
+
+def tables(old: pathlib.Path, new: pathlib.Path) -> list[Table]:
+    """One table for each suite that both have, a line for each row that both have."""
+    before, after = (json.loads(path.read_text(encoding="utf-8")) for path in (old, new))
+    made = []
+    for suite in before["suites"]:
+        if suite in after["suites"]:
+            made += _suite_tables(suite, before["suites"][suite], after["suites"][suite])
+    if not made:
+        made.append(
+            Table(
+                "nothing to compare",
+                ["suites of the old", "suites of the new"],
+                [[", ".join(before["suites"]), ", ".join(after["suites"])]],
+            )
+        )
+    return made
+
+
+def _suite_tables(suite: str, old: list[Any], new: list[Any]) -> Iterator[Table]:
+    before = {_name(row): row for row in old}
+    for field, heading, write in _NUMBERS:
+        lines = []
+        for row in new:
+            was, now = _number(before.get(_name(row), {}), field), _number(row, field)
+            if was is not None and now is not None:
+                ratio = f"{now / was:.2f}" if was else "–"
+                lines.append([_name(row), write(was), write(now), ratio])
+        if lines:
+            columns = ["row", f"old {heading}", f"new {heading}", "new ÷ old"]
+            yield Table(f"{suite}: {heading}", columns, lines)
+
+
+def _name(row: dict[str, Any]) -> str:
+    words = []
+    for field in _NAMES:
+        value = row.get(field)
+        parts = value.values() if isinstance(value, dict) else [value]
+        for part in parts:
+            if part is not None:
+                words.append("x".join(map(str, part)) if isinstance(part, list) else str(part))
+    return ", ".join(words)
+
+
+def _number(row: dict[str, Any], field: str) -> float | None:
+    if field == "sent_bytes" and row.get("collectives"):
+        return sum(total["sent_bytes"] for total in row["collectives"].values())
+    return row.get(field)

@@ -1,0 +1,78 @@
+"""The process that compiles for a target: `python -m benchmarks.compiling TARGET SUITE QUICK I...`.
+
+It prints, as JSON, what the compiler says of the programs with these numbers. A program that does
+not compile is a line that says why; nothing is run.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks import children, targets
+
+_TIMEOUT_S = 1200.0
+_NOTE = 200  # characters of an error that a line keeps
+
+
+def compile_in_child(target: str, suite: str, quick: bool, numbers: Sequence[int]) -> list[Any]:
+    """One dict for each program: `status`, `note` and what the compiler says."""
+    arguments = ["-m", "benchmarks.compiling", target, suite, str(int(quick))]
+    arguments += [str(number) for number in numbers]
+    document = children.run(arguments, targets.environment(target), _TIMEOUT_S)
+    return document["programs"]
+
+
+def programs(suite: str, quick: bool) -> list[Any]:
+    """The programs of a suite: each has `lowered(devices, platform)`."""
+    from benchmarks import abstract, sharded_programs
+
+    made = {"aot": abstract.aot_programs, "sharded": sharded_programs.programs}
+    return list(made[suite](quick=quick))
+
+
+def _describe(program: Any, devices: Any, platform: str) -> dict[str, Any]:
+    from benchmarks import collectives
+
+    start = time.perf_counter()
+    try:
+        compiled = program.lowered(devices, platform).compile()
+    except ModuleNotFoundError:
+        return {"status": "not installed"}
+    except Exception as problem:  # too large for the device, for instance: that is the result
+        note = f"{type(problem).__name__}: {problem}"
+        status = "too large" if "RESOURCE_EXHAUSTED" in note else "failed"
+        return {"status": status, "note": " ".join(note.split())[:_NOTE]}
+    seconds = time.perf_counter() - start
+    memory, hlo = compiled.memory_analysis(), compiled.as_text()
+    cost = compiled.cost_analysis() or {}
+    totals = collectives.totals(hlo, devices.size)
+    return {
+        "status": "ok",
+        "compile_s": seconds,
+        "temp_bytes": memory.temp_size_in_bytes,
+        "output_bytes": memory.output_size_in_bytes,
+        "bytes_accessed": cost.get("bytes accessed"),
+        "flops": cost.get("flops"),
+        "optimal_s": cost.get("optimal_seconds"),
+        "loop_trips": max(collectives.loop_trips(hlo), default=1),
+        "collectives": {kind: total._asdict() for kind, total in totals.items()},
+    }
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Compile and print."""
+    target, suite, quick, *numbers = arguments
+    known = programs(suite, quick == "1")
+    devices = targets.devices(target)
+    described = [
+        _describe(known[int(number)], devices, targets.platform(target)) for number in numbers
+    ]
+    print(json.dumps({"programs": described}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

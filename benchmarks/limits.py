@@ -1,0 +1,92 @@
+"""How fast this device copies, reads and multiplies: measured by the same clock, in the same run.
+
+A share of these is a share of what XLA itself reaches here with the simplest program, not of a
+data sheet. What fits into a cache can be faster than the memory that the limit was measured in: a
+share above 100 % then says just that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import workers
+from benchmarks.cases import DTYPES
+from benchmarks.report import Table, digits
+
+_SAMPLES = 7
+_MIB = 2**20
+_GIGA = 1e9
+_NOTE = "By XLA's own simplest program, in this run; the best of several samples."
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Of one device."""
+
+    copy_bytes_per_s: float  # read and written together
+    read_bytes_per_s: float
+    matmul_flops_per_s: dict[str, float]  # by the operands' dtype, sums in float32
+
+
+def measure(*, quick: bool) -> Limits:
+    """The best of several samples: a limit is what was reached once."""
+    on_cpu = jax.default_backend() == "cpu"
+    array_bytes = (64 if quick else 256) * _MIB if on_cpu else 1024 * _MIB
+    side = (1024 if quick else 2048) if on_cpu else 8192
+    copied = 2 * array_bytes / _copy_s(array_bytes)
+    return Limits(
+        copy_bytes_per_s=copied,
+        # Reading is no slower than copying, whatever a reduction reaches.
+        read_bytes_per_s=max(copied, array_bytes / _read_s(array_bytes)),
+        matmul_flops_per_s={dtype: 2 * side**3 / _matmul_s(side, dtype) for dtype in DTYPES},
+    )
+
+
+def table(limits: Limits) -> Table:
+    """What shares are shares of."""
+    rates = [
+        ["copy, GB/s", digits(limits.copy_bytes_per_s / _GIGA)],
+        ["read, GB/s", digits(limits.read_bytes_per_s / _GIGA)],
+        *(
+            [f"matrix product of {dtype}, GFLOP/s", digits(rate / _GIGA)]
+            for dtype, rate in limits.matmul_flops_per_s.items()
+        ),
+    ]
+    return Table("limits of this device", ["limit", "reached"], rates, _NOTE)
+
+
+def _best(run: Callable[[], Any]) -> float:
+    jax.block_until_ready(run())
+    return min(
+        workers.seconds_per_call(run, 1, False, jax.block_until_ready) for _ in range(_SAMPLES)
+    )
+
+
+def _copy_s(size: int) -> float:
+    """In place: the pages of a new array cost more than the copy (XLA:CPU)."""
+    array = jnp.zeros(size // 4, jnp.float32)
+    add = jax.jit(lambda x: x + 1.0, donate_argnums=0)
+
+    def run() -> Any:
+        nonlocal array
+        array = add(array)
+        return array
+
+    return _best(run)
+
+
+def _read_s(size: int) -> float:
+    array = jnp.zeros((size // 4 // 1024, 1024), jnp.float32)
+    largest = jax.jit(lambda x: jnp.max(x, axis=1))
+    return _best(lambda: largest(array))
+
+
+def _matmul_s(side: int, dtype: str) -> float:
+    left = jnp.ones((side, side), dtype)
+    product = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
+    return _best(lambda: product(left, left))

@@ -1,0 +1,53 @@
+"""What a case cannot do without: the bytes and the products, and how long the device needs them."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from benchmarks.cases import LINEAR, Case
+from benchmarks.limits import Limits
+
+# A matrix product of [N, D] and [D, V] is N·D·V multiplications and as many additions.
+_FLOPS_OF_PRODUCT = 2
+# Logits; and, for the gradients, those of the hidden states and of the kernel.
+_PRODUCTS = {"forward": 1, "value_and_grads": 3}
+
+
+class Work(NamedTuple):
+    """Each array read once and each result written once: what no implementation goes below."""
+
+    read_bytes: int
+    written_bytes: int
+    flops: int  # of matrix products
+
+
+def of(case: Case) -> Work:
+    """The least work of a case."""
+    width = jnp.dtype(case.dtype).itemsize
+    if case.operation in LINEAR:
+        tokens, features, classes = case.shape
+        arrays = (tokens + classes) * features * width
+        products = _PRODUCTS[case.direction]
+        flops = products * _FLOPS_OF_PRODUCT * tokens * features * classes
+        return Work(arrays, arrays if products > 1 else 0, flops)
+    whole = math.prod(case.shape) * width
+    rows = math.prod(case.shape[:-1]) * width
+    if case.direction == "forward":
+        writes = case.operation in ("softmax", "log_softmax")
+        return Work(whole, whole if writes else rows, 0)
+    reads_two = case.operation in ("softmax", "log_softmax")  # the logits and the cotangent
+    return Work(2 * whole if reads_two else whole, whole, 0)
+
+
+def limit(case: Case, limits: Limits) -> tuple[str, float]:
+    """The limit that binds a case, and how long the case takes at it."""
+    least = of(case)
+    # What is written is taken to be copied; what is read beyond that, read.
+    copied = min(least.read_bytes, least.written_bytes)
+    memory = 2 * copied / limits.copy_bytes_per_s
+    memory += (least.read_bytes - copied) / limits.read_bytes_per_s
+    products = least.flops / limits.matmul_flops_per_s[case.dtype]
+    return ("matmul", products) if products > memory else ("memory", memory)
