@@ -18,7 +18,7 @@ from benchmarks.cases import TIMED_SUITES
 from benchmarks.suites import SUITES, Run
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-WIDTH = 160  # of the tables where there is no terminal to ask
+WIDTH = 190  # of the tables where there is no terminal to ask
 QUICK_JSON = pathlib.Path("benchmark-results-quick.json")
 FILTERED_JSON = pathlib.Path("benchmark-results-filtered.json")
 

@@ -37,8 +37,8 @@ class Settings:
 
 
 _WARM_UPS = 3
-# A call this long needs no second warm-up and none before each sample: what the others leave in the
-# caches (32 MiB here) is refilled in milliseconds.
+# A call this long needs no warm-up before each sample: what the others leave in the caches is
+# refilled in milliseconds.
 _LONG_S = 0.1
 QUICK = Settings(rounds=3, fewest_rounds=3, budget_s=1.0, sample_s=0.002, most_calls=100)
 
@@ -157,10 +157,11 @@ def take_turns(programs: dict[str, Program], settings: Settings) -> dict[str, di
 
 def _calls_per_sample(program: Program, settings: Settings) -> tuple[int, bool]:
     """As many as fill a sample. Finding out is the warm-up: the first calls are slow ones."""
-    calls = 1
+    calls, once = 1, 0.0
     for _ in range(_WARM_UPS):
-        once = max(program.seconds_per_call(calls), 1e-9)
-        if once > _LONG_S:
+        was_long = once > _LONG_S
+        once = max(program.seconds_per_call(calls, not was_long), 1e-9)
+        if was_long and once > _LONG_S:
             return 1, False
         calls = max(1, min(settings.most_calls, math.ceil(settings.sample_s / once)))
     return calls, True

@@ -20,10 +20,26 @@ pytest.importorskip("mpmath", reason="the benchmarks' own dependencies: the extr
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the benchmarks are run from a clone, not installed
 
-from benchmarks import accuracy, implementations, references, report, runner, workers  # noqa: E402
+from benchmarks import (  # noqa: E402
+    accuracy,
+    aot,
+    collectives,
+    comparison,
+    implementations,
+    programs,
+    references,
+    registry,
+    report,
+    runner,
+    sharded_programs,
+    timing_tables,
+    work,
+    workers,
+)
 from benchmarks.__main__ import main  # noqa: E402
 from benchmarks.cases import DTYPES, TIMED_SUITES, Case, suite  # noqa: E402
-from benchmarks.implementations import Implementation  # noqa: E402
+from benchmarks.limits import Limits  # noqa: E402
+from benchmarks.registry import Implementation  # noqa: E402
 
 FAST = runner.Settings(rounds=3, fewest_rounds=3, sample_s=1e-4, most_calls=4)
 
@@ -46,20 +62,23 @@ def run_python(arguments, **options):
     )
 
 
+SUITES = ["chapter", "memory", "accuracy"]
+
+
 @pytest.fixture(scope="module")
 def quick_run(tmp_path_factory):
-    """The document and the page of one quick run of two suites."""
-    folder = tmp_path_factory.mktemp("results")
-    files = ["--json", str(folder / "new" / "r.json"), "--markdown", str(folder / "r.md")]
-    done = run_python(["-m", "benchmarks", "chapter", "accuracy", "--quick", *files])
+    """The document, the page and the folder of one quick run of three suites."""
+    folder = tmp_path_factory.mktemp("results") / "new"
+    files = ["--json", str(folder / "r.json"), "--markdown", str(folder / "r.md")]
+    done = run_python(["-m", "benchmarks", "--suite", *SUITES, "--quick", "--plot", *files])
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     page = (folder / "r.md").read_text(encoding="utf-8")
-    return json.loads((folder / "new" / "r.json").read_text()), page, done.stdout
+    return json.loads((folder / "r.json").read_text()), page, done.stdout, folder
 
 
 def test_the_document_says_where_and_how(quick_run):
-    document, _, _ = quick_run
-    assert set(document) == {"environment", "settings", "suites"}
+    document = quick_run[0]
+    assert set(document) == {"environment", "settings", "limits", "suites"}
     environment = document["environment"]
     assert environment["jax"] == jax.__version__
     assert environment["numpy"] == np.__version__
@@ -68,7 +87,10 @@ def test_the_document_says_where_and_how(quick_run):
     assert environment["cpu_count"] >= 1
     assert {"date", "jaxlib", "device_kind", "load_average", "processor"} <= set(environment)
     assert document["settings"]["rounds"] == runner.QUICK.rounds
-    assert set(document["suites"]) == {"chapter", "accuracy"}
+    assert set(document["suites"]) == set(SUITES)
+    rates = document["limits"]
+    assert rates["read_bytes_per_s"] >= rates["copy_bytes_per_s"] > 1e8
+    assert set(rates["matmul_flops_per_s"]) == set(DTYPES)
 
 
 def test_every_row_of_a_timed_suite(quick_run):
@@ -83,6 +105,23 @@ def test_every_row_of_a_timed_suite(quick_run):
         assert 0.0 <= row["error"] <= row["tolerance"]
         assert row["rounds"] == runner.QUICK.rounds
         assert isinstance(row["temp_bytes"], int)
+        assert row["limit"] == "memory"
+        assert row["limit_s"] > 0.0
+
+
+def test_memory_rows_are_what_the_compiler_says(quick_run):
+    rows = quick_run[0]["suites"]["memory"]
+    assert {row["status"] for row in rows} == {"ok"}
+    ours, optax = (
+        next(r for r in rows if r["peer"].startswith(peer) and r["computed"] == "forward")
+        for peer in ("jaxsoftmax", "optax")
+    )
+    # A chunk of 128 of the 256 tokens, against all of them.
+    assert ours["temp_bytes"] < optax["temp_bytes"]
+
+
+def test_figures_stand_beside_the_document(quick_run):
+    assert (quick_run[3] / "r-error.png").stat().st_size > 1000
 
 
 def test_the_accuracy_that_the_readme_claims(quick_run):
@@ -98,21 +137,43 @@ def test_the_accuracy_that_the_readme_claims(quick_run):
 
 
 def test_the_page_has_the_command_and_every_table(quick_run):
-    document, page, stdout = quick_run
-    assert page.startswith("Written by `python -m benchmarks chapter accuracy --quick --markdown ")
-    assert page.count("\n## ") == 3
+    document, page, stdout, _ = quick_run
+    command = "python -m benchmarks --suite chapter memory accuracy --quick --markdown "
+    assert page.startswith(f"Written by `{command}")
+    assert page.count("\n## ") == 5
     median = document["suites"]["chapter"][0]["median_s"]
-    assert f"| {report._digits(1e3 * median)} ± " in page
+    assert f"| {report.digits(1e3 * median)} ± " in page
     # rich takes [y] for markup unless told otherwise.
     assert "softmax(x)[y]" in page
     assert "softmax(x)[y]" in " ".join(stdout.split())
 
 
+def test_a_document_beside_itself_has_ratios_of_one(quick_run):
+    path = quick_run[3] / "r.json"
+    tables = comparison.tables(path, path)
+    # Times and temporaries of the chapter, temporaries of the memory table.
+    assert [len(table.rows) for table in tables] == [12, 12, 9]
+    assert {row[-1] for table in tables for row in table.rows if row[1] != "0"} == {"1.00"}
+
+
+def test_a_comparison_finds_a_row_by_its_name(tmp_path):
+    def row(peer, median):
+        case = {"operation": "softmax", "shape": [8, 5], "dtype": "float32"}
+        return {"case": case, "peer": peer, "median_s": median, "temp_bytes": None}
+
+    paths = [tmp_path / "old.json", tmp_path / "new.json"]
+    rows = ([row("a", 0.002), row("gone", 1.0)], [row("new", 1.0), row("a", 0.005)])
+    for path, content in zip(paths, rows, strict=True):
+        path.write_text(json.dumps({"suites": {"distributions": content}}))
+    (table,) = comparison.tables(*paths)
+    assert table.rows == [["softmax, 8x5, float32, a", "2.00", "5.00", "2.50"]]
+
+
 def test_an_unknown_suite_is_an_error(capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(["chapters"])
+        main(["--suite", "chapters"])
     assert stopped.value.code == 2
-    assert "unknown suite 'chapters'; choose from chapter, " in capsys.readouterr().err
+    assert "invalid choice: 'chapters'" in capsys.readouterr().err
 
 
 def test_importing_the_benchmarks_imports_no_peer():
@@ -129,9 +190,9 @@ def test_importing_the_benchmarks_imports_no_peer():
 def test_every_case_has_an_implementation_of_ours():
     for name in TIMED_SUITES:
         for case in suite(name) + suite(name, quick=True):
-            assert case.direction in runner.DIRECTIONS
+            assert case.direction in programs.DIRECTIONS
             assert implementations.of(case.operation), case
-            if name != "chapter":
+            if case.operation not in ("chapter", "linear_chunks"):
                 assert implementations.OURS in {i.peer for i in implementations.of(case.operation)}
 
 
@@ -198,7 +259,7 @@ def test_a_wrong_one_is_refused(function, monkeypatch):
     assert not row.passed
     assert row.median_s is None
     assert row.error is None or row.error > row.tolerance
-    tables = report.timing_tables("cross_entropy", [row])
+    tables = timing_tables.tables("cross_entropy", [row])
     assert tables[0].rows[0][-1] == "wrong"
     assert str(row).startswith("wrong: fake in cross_entropy, value_and_grad, 8x5 float32: ")
 
@@ -243,6 +304,10 @@ def exact_outputs(case):
     """What the tests' oracles say the outputs are."""
     logits, *rest = references.inputs(case)
     x = oracles.f64(logits)
+    if case.operation == "linear_cross_entropy":
+        kernel, labels = oracles.f64(rest[0]), rest[1]
+        delta = oracles.cross_entropy_gradient(x @ kernel, labels) / len(x)
+        return [oracles.cross_entropy(x @ kernel, labels), delta @ kernel.T, x.T @ delta]
     if case.operation == "cross_entropy":
         labels = rest[0]
         loss = oracles.cross_entropy(x, labels)
@@ -262,6 +327,8 @@ def exact_outputs(case):
 
 
 REFERENCE_CASES = [
+    Case("linear_cross_entropy", "value_and_grads", (30, 4, 7), "float32"),
+    Case("linear_cross_entropy", "value_and_grads", (30, 4, 7), "bfloat16"),
     Case("cross_entropy", "value_and_grad", (30, 7), "float32"),
     Case("cross_entropy", "value_and_grad", (30, 7), "bfloat16"),
     *(
@@ -275,9 +342,9 @@ REFERENCE_CASES = [
 @pytest.mark.parametrize("case", REFERENCE_CASES, ids=lambda c: f"{c.operation}-{c.direction}")
 def test_references_agree_with_the_oracles(case, monkeypatch):
     monkeypatch.setattr(references, "_BLOCK", 50)  # so that there is more than one block
-    arrays = references.inputs(case)
+    exact = references.Exact(case, references.inputs(case))
     outputs = exact_outputs(case)
-    assert references.error(case, arrays, outputs) < 1e-12
+    assert exact.error(outputs) < 1e-12
     # One entry anywhere is enough, relative to itself where nothing cancels.
     for index, output in enumerate(outputs):
         moved = np.array(output)
@@ -285,7 +352,23 @@ def test_references_agree_with_the_oracles(case, monkeypatch):
         scale = max(abs(moved.flat[entry]), 1e-3)
         moved.flat[entry] += 0.1 * scale
         changed = [*outputs[:index], moved, *outputs[index + 1 :]]
-        assert references.error(case, arrays, changed) > 1e-3
+        assert exact.error(changed) > 1e-3
+
+
+def test_a_sample_of_a_large_linear_loss_is_compared(monkeypatch):
+    """Fewer rows and columns than there are; everything else must be finite and of its shape."""
+    monkeypatch.setattr(references, "_WHOLE", 10)
+    monkeypatch.setattr(references, "_SAMPLE", 3)
+    case = Case("linear_cross_entropy", "value_and_grads", (30, 4, 40), "float32")
+    exact = references.Exact(case, references.inputs(case))
+    loss, of_hidden, of_kernel = exact_outputs(case)
+    assert exact.error([loss, of_hidden, of_kernel]) < 1e-12
+    assert exact.error([loss, of_hidden, 1.01 * of_kernel]) > 1e-3
+    assert exact.error([loss, 1.01 * of_hidden, of_kernel]) > 1e-3
+    assert exact.error([loss, of_hidden, of_kernel[:, :-1]]) == np.inf
+    not_finite = np.array(of_hidden)
+    not_finite[-1, -1] = np.nan
+    assert exact.error([loss, not_finite, of_kernel]) == np.inf
 
 
 def test_inputs_are_the_same_every_time():
@@ -293,7 +376,7 @@ def test_inputs_are_the_same_every_time():
         for first, second in zip(references.inputs(case), references.inputs(case), strict=True):
             np.testing.assert_array_equal(first, second)
     assert references.inputs(REFERENCE_CASES[0])[0].dtype == np.float32
-    assert references.inputs(REFERENCE_CASES[1])[0].dtype == jnp.bfloat16
+    assert references.inputs(REFERENCE_CASES[1])[1].dtype == jnp.bfloat16
 
 
 # --- the clock and the turns ----------------------------------------------------------------------
@@ -308,8 +391,8 @@ class Scripted:
         self.name, self.durations, self.journal = name, iter(durations), journal
         self.outputs = []
 
-    def seconds_per_call(self, calls):
-        self.journal.append((self.name, calls))
+    def seconds_per_call(self, calls, settle=True):
+        self.journal.append((self.name, calls) if settle else (self.name, calls, "unsettled"))
         return next(self.durations)
 
 
@@ -321,8 +404,10 @@ def test_peers_take_turns_and_the_quartiles_are_those_of_the_samples():
     settings = runner.Settings(rounds=5, fewest_rounds=5, sample_s=0.02)
     times = runner.take_turns({"a": a, "b": b}, settings)
     # A sample fills 0.02 s: two calls of 0.01 s, after a slow first one that does not count.
-    assert journal[:3] == [("a", 1), ("a", 1), ("a", 2)]
-    assert [name for name, _ in journal[6:]] == ["a", "b", "b", "a", "a", "b", "b", "a", "a", "b"]
+    assert journal[:3] == [("a", 1), ("a", 1, "unsettled"), ("a", 2)]
+    turns = [name for name, _ in journal[6:]]
+    assert [sorted(turns[i : i + 2]) for i in range(0, 10, 2)] == [["a", "b"]] * 5
+    assert len({tuple(turns[i : i + 2]) for i in range(0, 10, 2)}) == 2  # not always the same order
     assert {calls for _, calls in journal[6:]} == {2}
     assert times["a"]["median_s"] == 0.03
     assert (times["a"]["lower_quartile_s"], times["a"]["upper_quartile_s"]) == (0.02, 0.04)
@@ -333,6 +418,13 @@ def test_the_budget_ends_a_case_but_not_before_the_fewest_rounds():
     settings = runner.Settings(rounds=50, fewest_rounds=4, budget_s=0.0)
     program = Scripted("a", [0.1] * 60, [])
     assert runner.take_turns({"a": program}, settings)["a"]["rounds"] == 4
+
+
+def test_a_long_call_is_not_made_twice_for_one_sample():
+    journal = []
+    settings = runner.Settings(rounds=2, fewest_rounds=2)
+    runner.take_turns({"a": Scripted("a", [1.0] * 4, journal)}, settings)
+    assert journal == [("a", 1), *[("a", 1, "unsettled")] * 3]
 
 
 def test_the_clock_leaves_out_the_first_call(monkeypatch):
@@ -376,16 +468,201 @@ def test_a_worker_computes_times_and_survives_a_failure(tmp_path, monkeypatch):
 @pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="PyTorch is not installed (extra `torch`)"
 )
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_the_worker_of_torch_is_right(dtype):
-    (torch,) = [i for i in implementations.of("cross_entropy") if i.peer == "torch"]
+def test_the_worker_of_torch_is_right():
+    shapes = {
+        ("cross_entropy", "value_and_grad"): (16, 40),
+        ("log_softmax", "vjp"): (16, 40),
+        ("linear_cross_entropy", "forward"): (16, 8, 40),
+        ("linear_cross_entropy", "value_and_grads"): (16, 8, 40),
+    }
     with workers.Workers() as pool:
-        for direction in ("forward", "value_and_grad"):
-            case = Case("cross_entropy", direction, (16, 40), dtype)
-            (row,) = runner.measure(case, [torch], FAST, pool)
-            assert row.status == "ok", row
-            assert row.median_s > 0.0
-            assert row.temp_bytes is None
+        for dtype in DTYPES:
+            for (operation, direction), shape in shapes.items():
+                case = Case(operation, direction, shape, dtype)
+                (torch,) = [i for i in implementations.of(operation) if i.peer == "torch"]
+                (row,) = runner.measure(case, [torch], FAST, pool)
+                assert row.status == "ok", row
+                assert row.median_s > 0.0
+                assert row.temp_bytes is None
+
+
+# --- peers that are not run -----------------------------------------------------------------------
+
+
+def test_a_peer_that_is_known_to_be_wrong_is_not_run():
+    case = Case("linear_cross_entropy", "forward", (8, 4, 384), "float32")
+    known = Implementation(
+        case.operation, "fake", raises, known_wrong=lambda shape: f"wrong: 2048 ∤ {shape[-1]}"
+    )
+    with workers.Workers() as pool:
+        (row,) = runner.measure(case, [known], FAST, pool)
+    assert row.status == "wrong: 2048 ∤ 384"
+    assert row.passed
+
+
+def test_tokamax_in_chunks_is_known_to_be_wrong_where_blocks_are_padded():
+    (chunked,) = [
+        i for i in implementations.of("linear_cross_entropy") if i.peer == "tokamax chunked_xla"
+    ]
+    assert chunked.known_wrong((2048, 512, 32000)).startswith("wrong")
+    assert chunked.known_wrong((512, 256, 16384)) is None
+
+
+def test_versions_and_platforms_decide_who_runs():
+    def peer(**how):
+        return Implementation("softmax", "fake", raises, **how)
+
+    assert peer(requires="jax", at_least="999.0").unavailable("cpu") == "needs jax 999.0"
+    assert peer(requires="jax", at_least="0.4.1").unavailable("cpu") is None
+    assert peer(platforms=("gpu",)).unavailable("cpu") == "not on cpu"
+    assert registry._parts("2.13.0+cpu") < registry._parts("2.13.1")
+    assert registry._parts("0.0.12") < registry._parts("0.0.17")
+
+
+# --- limits and work ------------------------------------------------------------------------------
+
+LIMITS = Limits(2e9, 4e9, {"float32": 1e12, "bfloat16": 2e12})
+
+
+def test_the_least_work_of_a_case():
+    forward = Case("cross_entropy", "forward", (100, 1000), "float32")
+    assert work.of(forward) == (400_000, 400, 0)
+    gradient = Case("cross_entropy", "value_and_grad", (100, 1000), "bfloat16")
+    assert work.of(gradient) == (200_000, 200_000, 0)
+    pullback = Case("softmax", "vjp", (100, 1000), "float32")
+    assert work.of(pullback) == (800_000, 400_000, 0)
+    linear = Case("linear_cross_entropy", "value_and_grads", (10, 20, 30), "bfloat16")
+    assert work.of(linear) == (1600, 1600, 6 * 10 * 20 * 30)
+
+
+def test_the_limit_that_takes_longer_binds():
+    # 0.4 MB read and copied: 0.8 MB at 2 GB/s, the rest of a pullback's reads at 4 GB/s.
+    pullback = Case("softmax", "vjp", (100, 1000), "float32")
+    assert work.limit(pullback, LIMITS) == ("memory", pytest.approx(0.8e6 / 2e9 + 0.4e6 / 4e9))
+    linear = Case("linear_cross_entropy", "forward", (2048, 512, 32000), "bfloat16")
+    products = 2 * 2048 * 512 * 32000 / 2e12
+    assert work.limit(linear, LIMITS) == ("matmul", pytest.approx(products))
+
+
+# --- communication --------------------------------------------------------------------------------
+
+
+def compiled_on_eight(function, *shapes, in_specs, out_specs):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]), ("x",))
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return jax.jit(mapped).lower(*arguments).compile().as_text()
+
+
+needs_eight = pytest.mark.skipif(jax.device_count() < 8, reason="eight devices: see conftest.py")
+P = jax.sharding.PartitionSpec
+
+
+@needs_eight
+def test_an_all_reduce_in_a_loop_counts_as_often_as_it_runs():
+    def function(x):
+        def step(total, _):
+            return jax.lax.psum(jnp.sin(total) + x, "x"), None
+
+        return jax.lax.scan(step, jnp.zeros((1, 16)), length=5)[0]
+
+    hlo = compiled_on_eight(function, (8, 16), in_specs=P("x", None), out_specs=P())
+    found = collectives.totals(hlo, 8)
+    assert set(found) == {"all-reduce"}
+    # Each reduces [1, 16] float32 numbers.
+    assert found["all-reduce"] == (5, 5 * 64, 5 * 2 * 7 * 64 // 8, 64)
+
+
+@needs_eight
+def test_gathers_scatters_and_permutes_have_their_bytes():
+    def function(x):
+        whole = jax.lax.all_gather(x, "x", tiled=True)  # [8, 16]
+        mine = jax.lax.psum_scatter(whole + x, "x", tiled=True)  # [1, 16]
+        return jax.lax.ppermute(mine, "x", [(i, (i + 1) % 8) for i in range(8)])
+
+    hlo = compiled_on_eight(function, (8, 16), in_specs=P("x", None), out_specs=P("x", None))
+    found = collectives.totals(hlo, 8)
+    assert found["all-gather"] == (1, 512, 448, 512)
+    assert found["reduce-scatter"] == (1, 512, 448, 512)
+    assert found["collective-permute"] == (1, 64, 64, 64)
+
+
+HLO = """
+HloModule m, num_partitions=8
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %s = f32[] add(%a, %b)
+}
+
+%few (p: bf16[4,4]) -> bf16[4,4] {
+  %p = bf16[4,4]{1,0} parameter(0)
+  ROOT %r = bf16[4,4]{1,0} all-reduce(%p), replica_groups=[2,4]<=[8], to_apply=%add
+}
+
+%many (p: bf16[4,4]) -> bf16[4,4] {
+  %q = bf16[4,4]{1,0} parameter(0)
+  %g = (bf16[4,4], bf16[32,4]) all-gather-start(%q), replica_groups={{0,1,2,3,4,5,6,7}}
+  ROOT %d = bf16[32,4] all-gather-done(%g)
+}
+
+%body (p: bf16[4,4]) -> bf16[4,4] {
+  %i = bf16[4,4]{1,0} parameter(0)
+  ROOT %m = bf16[4,4] all-reduce(%i), replica_groups=mesh['a'=2,'b'=4] {'b':(1)2}, to_apply=%add
+}
+
+ENTRY %main (x: bf16[4,4]) -> bf16[4,4] {
+  %x = bf16[4,4]{1,0} parameter(0)
+  %c = bf16[4,4] conditional(%n, %x, %x), branch_computations={%few, %many}
+  ROOT %w = bf16[4,4] while(%c), condition=%cond, body=%body
+}
+"""
+
+
+def test_groups_branches_and_loops_that_do_not_say_how_often():
+    gather, reduce = collectives.find(HLO, 8)
+    # The branch that sends more: 7/8 of 256 bytes against 6/4 of 32.
+    assert gather == ("all-gather", 256, 8, 1, False)
+    assert reduce == ("all-reduce", 32, 2, 1, True)
+    assert gather.sent_bytes == 224
+    assert reduce.sent_bytes == 32
+
+
+@needs_eight
+def test_a_sharded_program_of_the_suite_communicates():
+    wanted = ("cross_entropy", "tokens")
+    (program,) = [
+        p
+        for p in sharded_programs.programs(quick=True)
+        if (p.operation, p.layout.name) == wanted and p.peer == implementations.OURS
+    ]
+    compiled = program.lowered(np.array(jax.devices()[:8]), "cpu").compile()
+    found = collectives.totals(compiled.as_text(), 8)
+    # Only the loss is summed over devices that hold whole rows.
+    assert set(found) == {"all-reduce"}
+    assert found["all-reduce"].largest_bytes <= 8
+
+
+# --- compiles without the hardware ----------------------------------------------------------------
+
+
+def test_a_target_that_cannot_be_served_says_so(monkeypatch):
+    monkeypatch.setattr(aot.targets.importlib.util, "find_spec", lambda name: None)
+    parts = aot.parts(quick=True)
+    rows = aot.measure(parts, lambda: None)
+    assert len(rows) == len(parts)
+    assert {row.status for row in rows} == {"needs libtpu", "needs the CUDA plugin"}
+    (table,) = aot.tables(rows)
+    assert [row[:2] for row in table.rows][-1] == ["cuda h200", "needs the CUDA plugin"]
+    assert len(table.rows) == len(aot.TARGETS)
+
+
+def test_compiling_in_a_process_of_its_own():
+    quick, first = True, 0
+    (found,) = aot.compiling.compile_in_child("cpu:2", "sharded", quick, [first])
+    assert found["status"] == "ok", found
+    assert found["collectives"]["all-reduce"]["count"] >= 1
 
 
 # --- accuracy -------------------------------------------------------------------------------------
@@ -424,7 +701,7 @@ def test_an_error_is_relative_and_an_absorbed_result_has_error_one():
     [(441.23, "441"), (1234.5, "1234"), (12.345, "12.3"), (0.034125, "0.0341"), (0.0, "0")],
 )
 def test_three_digits(number, text):
-    assert report._digits(number) == text
+    assert report.digits(number) == text
 
 
 def test_the_ratio_is_to_the_fastest_other():
@@ -434,6 +711,16 @@ def test_the_ratio_is_to_the_fastest_other():
         return runner.Measurement(SMALL, peer, status, median_s=median, **quartiles)
 
     rows = [row("jaxsoftmax", 0.003), row("slow", 0.009), row("fast", 0.002), row("off", None)]
-    cells = report.timing_tables("cross_entropy", rows)[0].rows[0]
-    assert cells[3:] == ["3.00 ± 0", "9.00 ± 0", "2.00 ± 0", "wrong", "1.50 (fast)"]
-    assert report.timing_tables("cross_entropy", rows[:1])[0].rows[0][3:] == ["3.00 ± 0"]
+    cells = timing_tables.tables("cross_entropy", rows)[0].rows[0]
+    assert cells[3:] == ["–", "3.00 ± 0", "9.00 ± 0", "2.00 ± 0", "wrong", "1.50 (fast)"]
+    assert timing_tables.tables("cross_entropy", rows[:1])[0].rows[0][4:] == ["3.00 ± 0"]
+
+
+def test_a_share_is_the_limit_over_the_time():
+    row = runner.Measurement(
+        SMALL, "jaxsoftmax", "ok", median_s=0.004, lower_quartile_s=0.004, upper_quartile_s=0.004,
+        limit="memory", limit_s=0.001,
+    )  # fmt: skip
+    assert row.share == 0.25
+    cells = timing_tables.tables("cross_entropy", [row])[0].rows[0]
+    assert cells[3:] == ["memory 1.0", "4.00 ± 0 (25 %)"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from jax import Array
@@ -40,6 +41,8 @@ def _tokamax(implementation: str) -> Callable[[Array, Array, Array], Array]:
     def function(hidden: Array, kernel: Array, labels: Array) -> Array:
         import tokamax
 
+        # It warns of every shape that it has no tuned blocks for.
+        logging.getLogger("absl").setLevel(logging.ERROR)
         return tokamax.linear_softmax_cross_entropy_loss(
             hidden, labels, kernel, reduction="mean", implementation=implementation
         )
