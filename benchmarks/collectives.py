@@ -95,7 +95,9 @@ def totals(hlo: str, devices: int) -> dict[str, Total]:
 
 def loop_trips(hlo: str) -> list[int]:
     """How often each loop of a module runs, where it says so."""
-    return [int(n) for n in _TRIPS.findall(hlo)]
+    computations, _ = _parse(hlo)
+    loops = (i for body in computations.values() for i in body if i.operation == "while")
+    return [trips for loop in loops if (trips := _trips(computations, loop)) is not None]
 
 
 # --- reading the text -----------------------------------------------------------------------------
@@ -139,7 +141,7 @@ def _walk(
             continue
         inside = [
             list(_walk(computations, name, times * runs, unknown or not known, devices))
-            for name, runs, known in _calls(instruction)
+            for name, runs, known in _calls(computations, instruction)
         ]
         if instruction.operation == "conditional":
             inside = [max(inside, key=_all_sent, default=[])]
@@ -151,16 +153,29 @@ def _all_sent(collectives: list[Collective]) -> int:
     return sum(c.sent_bytes for c in collectives)
 
 
-def _calls(instruction: _Instruction) -> Iterator[tuple[str, int, bool]]:
+def _calls(
+    computations: dict[str, list[_Instruction]], instruction: _Instruction
+) -> Iterator[tuple[str, int, bool]]:
     """Names of called computations, how often each runs, and whether that is known."""
-    trips = _TRIPS.search(instruction.text)
     loop = instruction.operation == "while"
-    times = int(trips[1]) if loop and trips else 1
+    trips = _trips(computations, instruction) if loop else 1
     names = _CALLED.findall(instruction.text)
     for branches in _BRANCHES.findall(instruction.text):
         names += [name.strip().lstrip("%") for name in branches.split(",")]
     for name in names:
-        yield name, times, not loop or trips is not None
+        yield name, trips or 1, trips is not None
+
+
+def _trips(computations: dict[str, list[_Instruction]], loop: _Instruction) -> int | None:
+    """As XLA:CPU and XLA:GPU note it, or as the condition says it: i < constant, i from 0 by 1."""
+    noted = _TRIPS.search(loop.text)
+    if noted:
+        return int(noted[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", loop.text)
+    inside = computations.get(condition[1], []) if condition else []
+    constants = [c for i in inside if (c := re.search(r"s32\[\]\S* constant\((\d+)\)", i.text))]
+    compares = [i for i in inside if i.operation == "compare" and "direction=LT" in i.text]
+    return int(constants[0][1]) if len(constants) == len(compares) == 1 else None
 
 
 def _group_size(text: str, devices: int) -> int:

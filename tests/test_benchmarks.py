@@ -587,7 +587,7 @@ def test_gathers_scatters_and_permutes_have_their_bytes():
     assert found["collective-permute"] == (1, 64, 64, 64)
 
 
-HLO = """
+HLO = """\
 HloModule m, num_partitions=8
 
 %add (a: f32[], b: f32[]) -> f32[] {
@@ -618,6 +618,23 @@ ENTRY %main (x: bf16[4,4]) -> bf16[4,4] {
   ROOT %w = bf16[4,4] while(%c), condition=%cond, body=%body
 }
 """
+
+
+CONDITION = """
+%cond (p: (s32[])) -> pred[] {
+  %n = s32[]{:T(128)} constant(16), metadata={op_name="scan"}
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %n), direction=LT
+}
+"""
+
+
+def test_the_condition_of_a_loop_says_how_often():
+    """XLA:TPU notes it nowhere else."""
+    reduce = collectives.find(HLO + CONDITION, 8)[1]
+    assert reduce == ("all-reduce", 32, 2, 16, False)
+    assert collectives.loop_trips(HLO + CONDITION) == [16]
+    assert collectives.loop_trips(HLO) == []
 
 
 def test_groups_branches_and_loops_that_do_not_say_how_often():
