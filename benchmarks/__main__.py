@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import comparison, environment, limits, report, runner, workers
+from benchmarks import comparison, documents, environment, limits, report, runner, workers
 from benchmarks.cases import TIMED_SUITES
 from benchmarks.suites import SUITES, Run
 
@@ -30,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.compare:
         for table in comparison.tables(*arguments.compare):
             console.print(report.to_rich(table))
+        return 0
+    if arguments.show:
+        _show(arguments, console)
         return 0
     head: dict[str, Any] = {"environment": environment.environment()}
     settings = _settings(arguments)
@@ -86,9 +89,27 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--markdown", metavar="FILE", help="write the tables as a page")
     parser.add_argument("--plot", action="store_true", help="draw figures beside the JSON")
     add("--compare", nargs=2, metavar=("OLD", "NEW"), help="two JSON files side by side; no run")
+    add("--show", nargs="+", metavar="JSON", help="tables of documents that are there; no run")
+    parser.add_argument(
+        "--update", action="store_true", help="keep the rows of the JSON that are not run"
+    )
     arguments = parser.parse_args(argv)
     arguments.suites = list(dict.fromkeys(arguments.suites))
     return arguments
+
+
+def _show(arguments: argparse.Namespace, console: Console) -> None:
+    """Tables and figures of documents that are there."""
+    runs, tables = [], []
+    for path in arguments.show:
+        document = documents.read(path)
+        runs.append(document["environment"])
+        for name, rows in document["suites"].items():
+            tables += SUITES[name].tables(documents.as_rows(SUITES[name].row, rows))
+        _plot(arguments, path, console)
+    for table in tables:
+        console.print(report.to_rich(table))
+    _write_page(arguments, runs, tables, console)
 
 
 def _positive(text: str) -> int:
@@ -129,22 +150,35 @@ def _write(
     console: Console,
 ) -> None:
     device = report.file_name(head["environment"])
-    if arguments.json or arguments.quick or arguments.filter:
+    if arguments.json or arguments.quick or (arguments.filter and not arguments.update):
         path = arguments.json or (QUICK_JSON if arguments.quick else FILTERED_JSON)
         files = {path: results}
     else:
         files = {RESULTS / f"{name}-{device}.json": {name: results[name]} for name in results}
     for path, suites in files.items():
-        report.write_json(path, head, suites)
+        documents.write(path, head, suites, update=arguments.update)
         console.print(f"wrote {path}", highlight=False)
-        if arguments.plot:
-            from benchmarks import figures
+        _plot(arguments, path, console)
+    _write_page(arguments, [head["environment"]], tables, console)
 
-            for figure in figures.draw(path):
-                console.print(f"wrote {figure}", highlight=False)
+
+def _plot(arguments: argparse.Namespace, path: pathlib.Path, console: Console) -> None:
+    if arguments.plot:
+        from benchmarks import figures
+
+        for figure in figures.draw(path):
+            console.print(f"wrote {figure}", highlight=False)
+
+
+def _write_page(
+    arguments: argparse.Namespace,
+    runs: Sequence[dict[str, Any]],
+    tables: Sequence[report.Table],
+    console: Console,
+) -> None:
     if arguments.markdown:
         arguments.markdown.parent.mkdir(parents=True, exist_ok=True)
-        page = report.to_markdown(_command(arguments), head["environment"], tables)
+        page = report.to_markdown(_command(arguments), runs, tables)
         arguments.markdown.write_text(page, encoding="utf-8")
         console.print(f"wrote {arguments.markdown}", highlight=False)
 
@@ -152,6 +186,8 @@ def _write(
 def _command(arguments: argparse.Namespace) -> str:
     """The command line that repeats this run."""
     words = ["python -m benchmarks"]
+    if arguments.show:
+        words += ["--show", *map(str, arguments.show)]
     if arguments.suites != list(SUITES):
         words += ["--suite", *arguments.suites]
     words += ["--filter", *map(repr, arguments.filter)] if arguments.filter else []

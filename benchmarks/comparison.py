@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from benchmarks import documents
 from benchmarks.report import Table, digits, mebibytes
 
-# What names a row, in any suite; every other field is a result.
-_NAMES = ("case", "target", "devices", "operation", "computed", "sizes", "dtype", "dtypes")
-_NAMES += ("quantity", "peer")
 # (field, heading, how it is written)
 _NUMBERS = (
     ("median_s", "ms", lambda s: digits(1e3 * s)),
@@ -23,7 +20,7 @@ _NUMBERS = (
 
 def tables(old: pathlib.Path, new: pathlib.Path) -> list[Table]:
     """One table for each suite that both have, a line for each row that both have."""
-    before, after = (json.loads(path.read_text(encoding="utf-8")) for path in (old, new))
+    before, after = documents.read(old), documents.read(new)
     made = []
     for suite in before["suites"]:
         if suite in after["suites"]:
@@ -40,28 +37,17 @@ def tables(old: pathlib.Path, new: pathlib.Path) -> list[Table]:
 
 
 def _suite_tables(suite: str, old: list[Any], new: list[Any]) -> Iterator[Table]:
-    before = {_name(row): row for row in old}
+    before = {documents.name(row): row for row in old}
     for field, heading, write in _NUMBERS:
         lines = []
         for row in new:
-            was, now = _number(before.get(_name(row), {}), field), _number(row, field)
+            was, now = _number(before.get(documents.name(row), {}), field), _number(row, field)
             if was is not None and now is not None:
                 ratio = f"{now / was:.2f}" if was else "–"
-                lines.append([_name(row), write(was), write(now), ratio])
+                lines.append([documents.name(row), write(was), write(now), ratio])
         if lines:
             columns = ["row", f"old {heading}", f"new {heading}", "new ÷ old"]
             yield Table(f"{suite}: {heading}", columns, lines)
-
-
-def _name(row: dict[str, Any]) -> str:
-    words = []
-    for field in _NAMES:
-        value = row.get(field)
-        parts = value.values() if isinstance(value, dict) else [value]
-        for part in parts:
-            if part is not None:
-                words.append("x".join(map(str, part)) if isinstance(part, list) else str(part))
-    return ", ".join(words)
 
 
 def _number(row: dict[str, Any], field: str) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +12,7 @@ mpl.use("Agg")
 
 import matplotlib.pyplot as plt
 
+from benchmarks import documents
 from benchmarks.accuracy import BANDS
 
 _MILLI, _MIB = 1e3, 2**20
@@ -24,7 +24,7 @@ Rows = list[dict[str, Any]]
 
 def draw(document: pathlib.Path) -> list[pathlib.Path]:
     """Every figure that the document has the rows for."""
-    suites = json.loads(document.read_text(encoding="utf-8"))["suites"]
+    suites = documents.read(document)["suites"]
     made = []
     for name, rows in suites.items():
         for kind, figure in _figures(name, rows):

@@ -1,13 +1,11 @@
-"""Tables for the terminal and for Markdown, and the JSON document."""
+"""Tables, for the terminal and for Markdown."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import rich.table
@@ -75,13 +73,11 @@ def to_rich(table: Table) -> rich.table.Table:
     return out
 
 
-def to_markdown(command: str, run: dict[str, Any], tables: Sequence[Table]) -> str:
-    """A page: the command that made it, where, and the tables."""
-    lines = [
-        f"Written by `{command}`; what is measured and how is in benchmarks/README.md.",
-        "",
-        environment.in_words(run),
-    ]
+def to_markdown(command: str, runs: Sequence[dict[str, Any]], tables: Sequence[Table]) -> str:
+    """A page: the command that made it, where the numbers are from, and the tables."""
+    lines = [f"Written by `{command}`; what is measured and how is in benchmarks/README.md."]
+    for words in dict.fromkeys(map(environment.in_words, runs)):
+        lines += ["", words]
     for table in tables:
         lines += ["", f"## {table.title}", ""]
         lines += [_markdown_row(table.columns), _markdown_row(["---"] * len(table.columns))]
@@ -92,19 +88,3 @@ def to_markdown(command: str, run: dict[str, Any], tables: Sequence[Table]) -> s
 
 def _markdown_row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
-
-
-def write_json(
-    path: pathlib.Path,
-    head: Mapping[str, Any],
-    suites: Mapping[str, Sequence[Any]],
-) -> None:
-    """One document: where and how (the head), and every row as the dataclasses are."""
-    document = {
-        **head,
-        "suites": {
-            name: [dataclasses.asdict(row) for row in rows] for name, rows in suites.items()
-        },
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")

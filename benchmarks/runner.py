@@ -29,8 +29,8 @@ class Settings:
     """How long to measure."""
 
     rounds: int = 21  # samples of each peer
-    fewest_rounds: int = 7  # as many even where the budget of a case is spent
-    budget_s: float = 12.0  # for all samples of a case
+    fewest_rounds: int = 5  # as many even where the budget of a case is spent
+    budget_s: float = 10.0  # for all samples of a case
     sample_s: float = 0.02  # a sample is as many calls as fill this time, at most `most_calls`
     most_calls: int = 1000
     seed: int = 0  # of the order in which the peers take their turns

@@ -48,6 +48,7 @@ class Suite(NamedTuple):
     parts: Callable[[Run], list[Any]]
     measure: Callable[[Run, list[Any]], list[Any]]  # rows: dataclasses with `passed`
     tables: Callable[[Sequence[Any]], list[Table]]
+    row: type  # of its rows
 
 
 def _cases(name: str, run: Run) -> list[Any]:
@@ -79,32 +80,42 @@ def _each(measure: Callable[..., list[Any]]) -> Callable[[Run, list[Any]], list[
 
 SUITES: dict[str, Suite] = {
     **{
-        name: Suite(partial(_cases, name), _measure_cases, partial(timing_tables.tables, name))
+        name: Suite(
+            partial(_cases, name),
+            _measure_cases,
+            partial(timing_tables.tables, name),
+            runner.Measurement,
+        )
         for name in cases.TIMED_SUITES
     },
     "memory": Suite(
         lambda run: run.chosen(memory.programs(quick=run.quick)),
         _each(lambda part, run: memory.measure(part)),
         memory.tables,
+        memory.Memory,
     ),
     "accuracy": Suite(
         lambda run: run.chosen(accuracy.parts()),
         _each(lambda part, run: accuracy.measure(part, quick=run.quick, pool=run.pool)),
         accuracy.tables,
+        accuracy.Accuracy,
     ),
     "compile": Suite(
         lambda run: run.chosen(compile_times.parts()),
         _each(lambda part, run: compile_times.measure(part, quick=run.quick)),
         compile_times.tables,
+        compile_times.FirstCall,
     ),
     "aot": Suite(
         lambda run: run.chosen(aot.parts(quick=run.quick)),
         lambda run, parts: aot.measure(parts, run.advance),
         aot.tables,
+        aot.Compiled,
     ),
     "sharded": Suite(
         lambda run: run.chosen(sharded.parts(quick=run.quick)),
         lambda run, parts: sharded.measure(parts, run.advance),
         sharded.tables,
+        sharded.Communication,
     ),
 }
