@@ -83,17 +83,16 @@ def _panels(
         groups.setdefault(tuple(row[key] for key in keys), []).append(row)
     columns = min(4, len(groups))
     lines = -(-len(groups) // columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(_SIZE[0] * columns, _SIZE[1] * lines), squeeze=False
-    )
+    size = (_SIZE[0] * columns, _SIZE[1] * lines)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
     for axis, (title, group) in zip(axes.flat, groups.items(), strict=False):
         fill(axis, group)
         axis.set(title=", ".join(title), xlabel=x, ylabel=y)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="x-small")
     for axis in axes.flat[len(groups) :]:
         axis.set_axis_off()
-    figure.tight_layout()
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
 
 

@@ -28,7 +28,8 @@ _NOTE = "By XLA's own simplest program, in this run; the best of several samples
 class Limits:
     """Of one device."""
 
-    copy_bytes_per_s: float  # read and written together
+    copy_bytes_per_s: float  # read and written together, into a new array: as results are
+    in_place_bytes_per_s: float  # the same into the array itself: the memory's own rate
     read_bytes_per_s: float
     matmul_flops_per_s: dict[str, float]  # by the operands' dtype, sums in float32
 
@@ -38,11 +39,12 @@ def measure(*, quick: bool) -> Limits:
     on_cpu = jax.default_backend() == "cpu"
     array_bytes = (64 if quick else 256) * _MIB if on_cpu else 1024 * _MIB
     side = (1024 if quick else 2048) if on_cpu else 8192
-    copied = 2 * array_bytes / _copy_s(array_bytes)
+    in_place = 2 * array_bytes / _copy_s(array_bytes, in_place=True)
     return Limits(
-        copy_bytes_per_s=copied,
+        copy_bytes_per_s=2 * array_bytes / _copy_s(array_bytes, in_place=False),
+        in_place_bytes_per_s=in_place,
         # Reading is no slower than copying, whatever a reduction reaches.
-        read_bytes_per_s=max(copied, array_bytes / _read_s(array_bytes)),
+        read_bytes_per_s=max(in_place, array_bytes / _read_s(array_bytes)),
         matmul_flops_per_s={dtype: 2 * side**3 / _matmul_s(side, dtype) for dtype in DTYPES},
     )
 
@@ -50,7 +52,8 @@ def measure(*, quick: bool) -> Limits:
 def table(limits: Limits) -> Table:
     """What shares are shares of."""
     rates = [
-        ["copy, GB/s", digits(limits.copy_bytes_per_s / _GIGA)],
+        ["copy into a new array, GB/s", digits(limits.copy_bytes_per_s / _GIGA)],
+        ["copy in place, GB/s", digits(limits.in_place_bytes_per_s / _GIGA)],
         ["read, GB/s", digits(limits.read_bytes_per_s / _GIGA)],
         *(
             [f"matrix product of {dtype}, GFLOP/s", digits(rate / _GIGA)]
@@ -67,10 +70,10 @@ def _best(run: Callable[[], Any]) -> float:
     )
 
 
-def _copy_s(size: int) -> float:
-    """In place: the pages of a new array cost more than the copy (XLA:CPU)."""
+def _copy_s(size: int, *, in_place: bool) -> float:
+    """On a CPU the pages of a new array cost several times what the copy does."""
     array = jnp.zeros(size // 4, jnp.float32)
-    add = jax.jit(lambda x: x + 1.0, donate_argnums=0)
+    add = jax.jit(lambda x: x + 1.0, donate_argnums=(0,) if in_place else ())
 
     def run() -> Any:
         nonlocal array
