@@ -32,6 +32,7 @@ class Abstract:
     dtypes: str
     function: Callable[..., Any]
     arguments: tuple[jax.ShapeDtypeStruct, ...]
+    only: str = ""  # the platform that it is for; "" is any
 
     def lowered(self, devices: Any, platform: str) -> Any:
         """For the first of these devices, which need not be there."""
@@ -95,7 +96,12 @@ def memory_programs(*, quick: bool) -> Iterator[Abstract]:
     yield Abstract(default, both, sizes, mixed, _both(partial(_loss, None)), wide)
 
 
+def _by(implementation: str, hidden: Array, kernel: Array, labels: Array) -> Array:
+    return jaxsoftmax.linear_cross_entropy(hidden, kernel, labels, implementation=implementation)
+
+
 _AOT_CHUNKS = (512, 2048, 8192)
+_KERNELS = {"mosaic_tpu": "tpu", "mosaic_gpu": "cuda"}
 
 
 def aot_programs(*, quick: bool) -> Iterator[Abstract]:
@@ -108,6 +114,13 @@ def aot_programs(*, quick: bool) -> Iterator[Abstract]:
             name = OURS if chunk is None else f"{OURS}, chunk_size={chunk}"
             function = _both(partial(_loss, chunk))
             yield Abstract(name, f"linear, {both}", sizes, "bfloat16", function, arguments)
+        for kernel, platform in _KERNELS.items():
+            name, loss = f"{OURS}, {kernel}", partial(_by, kernel)
+            forward = (name, "linear, forward", sizes, "bfloat16", loss, arguments)
+            yield Abstract(*forward, only=platform)
+            gradients = (name, f"linear, {both}", sizes, "bfloat16", _both(loss), arguments)
+            yield Abstract(*gradients, only=platform)
+        yield Abstract("optax", "linear, forward", sizes, "bfloat16", _optax, arguments)
         yield Abstract("optax", f"linear, {both}", sizes, "bfloat16", _both(_optax), arguments)
     rows, classes = (256, 2048) if quick else (8192, 128256)
     logits = jax.ShapeDtypeStruct((rows, classes), jnp.bfloat16)

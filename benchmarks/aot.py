@@ -64,6 +64,7 @@ def parts(*, quick: bool) -> list[Part]:
         Part(target, number, program.peer, program.computed, program.sizes, quick)
         for target in TARGETS
         for number, program in enumerate(known)
+        if program.only in ("", targets.platform(target))
     ]
 
 

@@ -44,6 +44,8 @@ def _describe(program: Any, devices: Any, platform: str) -> dict[str, Any]:
         return {"status": "not installed"}
     except Exception as problem:  # too large for the device, for instance: that is the result
         note = f"{type(problem).__name__}: {problem}"
+        if "implementation must be one of" in note:
+            return {"status": "not in this version"}
         status = "too large" if "RESOURCE_EXHAUSTED" in note else "failed"
         return {"status": status, "note": " ".join(note.split())[:_NOTE]}
     seconds = time.perf_counter() - start
