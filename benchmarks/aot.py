@@ -96,24 +96,25 @@ def tables(rows: Sequence[Compiled]) -> list[Table]:
     for row in rows:
         if row.status.startswith("needs"):
             if row.target not in absent:
-                lines.append([row.target, row.status, *["–"] * 7])
+                lines.append([row.target, row.status, *["–"] * 8])
             absent.add(row.target)
             continue
         moved = "–" if row.bytes_accessed is None else digits(row.bytes_accessed / _GIB)
         # Some programs come with a sum that has run below zero.
         known = row.optimal_s is not None and row.optimal_s > 0.0
         optimal = digits(1e3 * row.optimal_s) if known else "–"
+        at_most = digits(1e3 * row.optimal_s * row.loop_trips) if known else "–"
         sizes = "x".join(map(str, row.sizes))
-        cells = [mebibytes(row.temp_bytes), mebibytes(row.output_bytes), moved, optimal]
+        cells = [mebibytes(row.temp_bytes), mebibytes(row.output_bytes), moved, optimal, at_most]
         if row.status != "ok":
-            cells = [row.status, "–", "–", "–"]
+            cells = [row.status, *["–"] * 4]
         lines.append([row.target, row.computed, sizes, row.peer, *cells, str(row.loop_trips)])
     columns = ["target", "computed", "sizes (bfloat16)", "peer", "temporaries, MiB"]
-    columns += ["outputs, MiB", "accessed, GiB", "optimal, ms", "loop trips"]
+    columns += ["outputs, MiB", "accessed, GiB", "optimal, ms", "at most, ms", "loop trips"]
     note = (
         "From the compiler; nothing ran. XLA's estimates (bytes accessed, optimal time) count the "
-        "body of a loop once, however often it runs: beside loop trips above 1 they say nothing "
-        "of the whole program, and a program without a loop looks slower than it is. – is a number "
-        "that this compiler does not give."
+        "body of a loop once, however often it runs: at most is the optimal time multiplied by the "
+        "trips of the longest loop, which is near the whole where the loop is nearly all of the "
+        "program. – is a number that this compiler does not give."
     )
     return [Table("aot: compiled for hardware that is not here", columns, lines, note)]
