@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
-from benchmarks import children, compiling, targets
+from benchmarks import compiling, targets
 from benchmarks.report import Table, digits, mebibytes
 
 TARGETS = ("tpu v5e:2x2", "tpu v5p:2x2x1", "tpu v6e:2x2", "cuda h200")
@@ -73,21 +73,12 @@ def measure(chosen: Sequence[Part], advance: Callable[[], None]) -> list[Compile
     rows = []
     for target, group in groupby(chosen, lambda part: part.target):
         of_target = list(group)
-        for part, found in zip(of_target, _compile(target, of_target), strict=True):
+        numbers = [part.number for part in of_target]
+        results = compiling.compile_in_child(target, "aot", of_target[0].quick, numbers)
+        for part, found in zip(of_target, results, strict=True):
             rows.append(Compiled(target, part.computed, part.sizes, part.peer, **found))
             advance()
     return rows
-
-
-def _compile(target: str, group: Sequence[Part]) -> list[dict[str, Any]]:
-    lacking = targets.unavailable(target)
-    if lacking:
-        return [{"status": lacking}] * len(group)
-    numbers = [part.number for part in group]
-    try:
-        return compiling.compile_in_child(target, "aot", group[0].quick, numbers)
-    except children.ChildFailed as problem:
-        return [{"status": "failed", "note": str(problem)}] * len(group)
 
 
 def tables(rows: Sequence[Compiled]) -> list[Table]:

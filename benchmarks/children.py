@@ -1,6 +1,6 @@
 """Measurements that need a process of their own: its environment, its device count, its imports.
 
-A child prints one JSON document as the last line of its standard output.
+A child prints JSON documents, each a line of its standard output.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _LAST_LINES = 3  # of the error output, in the message
+_LONGEST = 400
 
 
 class ChildFailed(RuntimeError):
@@ -24,20 +27,38 @@ class ChildFailed(RuntimeError):
 def run(
     arguments: Sequence[str], environment: Mapping[str, str], timeout_s: float
 ) -> dict[str, Any]:
-    """Run `python arguments...` from the clone's root and read its document."""
+    """Run `python arguments...` from the clone's root and read its one document."""
+    documents = list(stream(arguments, environment, timeout_s))
+    if not documents:
+        raise ChildFailed("it said nothing")
+    return documents[-1]
+
+
+def stream(
+    arguments: Sequence[str], environment: Mapping[str, str], timeout_s: float
+) -> Iterator[dict[str, Any]]:
+    """Its documents as they come; what it has said by the time it fails or is stopped is kept."""
     path = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
-    try:
-        done = subprocess.run(
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
+        subprocess.Popen(
             [sys.executable, *arguments],
             env={**os.environ, "PYTHONPATH": path, **environment},
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=errors,
             text=True,
-            timeout=timeout_s,
-        )
-    except subprocess.TimeoutExpired:
-        raise ChildFailed(f"not done after {timeout_s:.0f} s") from None
-    lines = done.stdout.strip().splitlines()
-    if done.returncode != 0 or not lines:
-        words = [line for line in done.stderr.strip().splitlines() if line.strip()]
-        raise ChildFailed(" / ".join(words[-_LAST_LINES:])[:400] or f"exit {done.returncode}")
-    return json.loads(lines[-1])
+        ) as child,
+    ):
+        stop = threading.Timer(timeout_s, child.kill)
+        stop.start()
+        assert child.stdout is not None
+        for line in child.stdout:
+            if line.startswith("{"):
+                yield json.loads(line)
+        in_time = stop.is_alive()
+        stop.cancel()
+        if child.wait() != 0:
+            errors.seek(0)
+            words = [line for line in errors.read().strip().splitlines() if line.strip()]
+            last = " / ".join(words[-_LAST_LINES:])[:_LONGEST] or f"exit {child.returncode}"
+            raise ChildFailed(last if in_time else f"not done after {timeout_s:.0f} s")

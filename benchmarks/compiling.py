@@ -1,7 +1,7 @@
 """The process that compiles for a target: `python -m benchmarks.compiling TARGET SUITE QUICK I...`.
 
-It prints, as JSON, what the compiler says of the programs with these numbers. A program that does
-not compile is a line that says why; nothing is run.
+It prints, as lines of JSON, what the compiler says of the programs with these numbers. A program
+that does not compile is a line that says why; nothing is run.
 """
 
 from __future__ import annotations
@@ -9,21 +9,32 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks import children, targets
 
-_TIMEOUT_S = 1200.0
+_TIMEOUT_S = 1200.0  # for all programs of a target
 _NOTE = 200  # characters of an error that a line keeps
 
 
-def compile_in_child(target: str, suite: str, quick: bool, numbers: Sequence[int]) -> list[Any]:
-    """One dict for each program: `status`, `note` and what the compiler says."""
+def compile_in_child(
+    target: str, suite: str, quick: bool, numbers: Sequence[int]
+) -> Iterator[dict[str, Any]]:
+    """For each program, as it is done, `status`, `note` and what the compiler says."""
+    lacking = targets.unavailable(target)
+    if lacking:
+        yield from [{"status": lacking}] * len(numbers)
+        return
     arguments = ["-m", "benchmarks.compiling", target, suite, str(int(quick))]
     arguments += [str(number) for number in numbers]
-    document = children.run(arguments, targets.environment(target), _TIMEOUT_S)
-    return document["programs"]
+    done = 0
+    try:
+        for found in children.stream(arguments, targets.environment(target), _TIMEOUT_S):
+            yield found
+            done += 1
+    except children.ChildFailed as problem:
+        yield from [{"status": "failed", "note": str(problem)}] * (len(numbers) - done)
 
 
 def programs(suite: str, quick: bool) -> list[Any]:
@@ -66,14 +77,13 @@ def _describe(program: Any, devices: Any, platform: str) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Compile and print."""
+    """Compile and print, one after the other."""
     target, suite, quick, *numbers = arguments
     known = programs(suite, quick == "1")
     devices = targets.devices(target)
-    described = [
-        _describe(known[int(number)], devices, targets.platform(target)) for number in numbers
-    ]
-    print(json.dumps({"programs": described}))
+    for number in numbers:
+        print(json.dumps(_describe(known[int(number)], devices, targets.platform(target))))
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

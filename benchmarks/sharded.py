@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
-from benchmarks import children, compiling, targets
+from benchmarks import compiling, targets
 from benchmarks.report import Table, mebibytes
 
 # Compiled for CPUs wherever they are; for TPUs where libtpu is installed.
@@ -73,7 +73,9 @@ def measure(chosen: Sequence[Part], advance: Callable[[], None]) -> list[Communi
     rows = []
     for target, group in groupby(chosen, lambda part: part.target):
         of_target = list(group)
-        for part, found in zip(of_target, _compile(target, of_target), strict=True):
+        numbers = [part.number for part in of_target]
+        results = compiling.compile_in_child(target, "sharded", of_target[0].quick, numbers)
+        for part, found in zip(of_target, results, strict=True):
             kept = {
                 k: found[k] for k in ("status", "note", "temp_bytes", "collectives") if k in found
             }
@@ -82,17 +84,6 @@ def measure(chosen: Sequence[Part], advance: Callable[[], None]) -> list[Communi
             )
             advance()
     return rows
-
-
-def _compile(target: str, group: Sequence[Part]) -> list[dict[str, Any]]:
-    lacking = targets.unavailable(target)
-    if lacking:
-        return [{"status": lacking}] * len(group)
-    numbers = [part.number for part in group]
-    try:
-        return compiling.compile_in_child(target, "sharded", group[0].quick, numbers)
-    except children.ChildFailed as problem:
-        return [{"status": "failed", "note": str(problem)}] * len(group)
 
 
 def tables(rows: Sequence[Communication]) -> list[Table]:

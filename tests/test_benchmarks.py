@@ -678,9 +678,13 @@ def test_a_target_that_cannot_be_served_says_so(monkeypatch):
 
 def test_compiling_in_a_process_of_its_own():
     quick, first = True, 0
-    (found,) = aot.compiling.compile_in_child("cpu:2", "sharded", quick, [first])
+    unknown = 10_000
+    found, failed = aot.compiling.compile_in_child("cpu:2", "sharded", quick, [first, unknown])
     assert found["status"] == "ok", found
     assert found["collectives"]["all-reduce"]["count"] >= 1
+    # What was done before it failed is kept.
+    assert failed["status"] == "failed"
+    assert "IndexError" in failed["note"]
 
 
 # --- accuracy -------------------------------------------------------------------------------------
