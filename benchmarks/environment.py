@@ -42,7 +42,9 @@ def environment() -> dict[str, Any]:
 
 def in_words(environment: dict[str, Any]) -> str:
     """The same as one sentence."""
-    versions = ", ".join(f"{name} {environment[name]}" for name in PACKAGES if environment[name])
+    versions = ", ".join(
+        f"{name} {environment[name]}" for name in PACKAGES if environment.get(name)
+    )
     return (
         f"{environment['date']}, jaxsoftmax {environment['jaxsoftmax']}, {versions}, "
         f"Python {environment['python']}; {environment['device_count']} x "

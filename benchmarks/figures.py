@@ -61,7 +61,7 @@ def _figures(name: str, rows: Rows) -> Iterator[tuple[str, Any]]:
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
     case = row["case"]
-    share = 100 * row["limit_s"] / row["median_s"] if row["limit_s"] else None
+    limit = row.get("limit_s")  # not in documents older than the limits
     return {
         "operation": case["operation"],
         "direction": case["direction"],
@@ -71,7 +71,7 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
         "peer": row["peer"],
         "ms": _MILLI * row["median_s"],
         "mib": (row["temp_bytes"] or 0) / _MIB,
-        "share": share,
+        "share": 100 * limit / row["median_s"] if limit else None,
     }
 
 
