@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
-for needed in ("flax", "sklearn", "matplotlib", "rich"):
+for needed in ("flax", "optax", "sklearn", "matplotlib", "rich"):
     pytest.importorskip(needed, reason=f"the examples need {needed}: the extra `examples`")
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -21,6 +25,81 @@ def run(name: str, *options: str) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=240,
     )
+
+
+def run_here(name: str) -> dict[str, Any]:
+    """What `python examples/NAME.py` leaves in its variables, in JAX as users have it."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        return runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+
+
+HEADS = {"flax_nnx": "flax", "flax_linen": "flax", "equinox": "equinox", "haiku": "haiku"}
+HEAD_LINES = 60
+
+
+@pytest.mark.parametrize("framework", HEADS)
+def test_a_head_in_each_framework_learns(framework, capsys):
+    package = HEADS[framework]
+    pytest.importorskip(package, reason=f"this head needs {package}: the extra `examples`")
+    losses = run_here(f"{framework}_head")["losses"]
+    assert losses[0] == pytest.approx(np.log(10), rel=0.1)  # it starts from guessing
+    assert losses[-1] < 0.15
+    assert np.all(np.diff(losses[::20]) < 0)
+    assert "loss" in capsys.readouterr().out
+    assert len((EXAMPLES / f"{framework}_head.py").read_text().splitlines()) < HEAD_LINES
+
+
+def test_one_denominator_makes_micro_batches_one_batch():
+    errors = run_here("gradient_accumulation")["errors"]
+    assert errors.with_denominator < 2e-6
+    assert errors.mean_of_means > 0.1
+
+
+def test_mixed_precision_learns_with_a_float32_loss():
+    variables = run_here("mixed_precision")
+    assert variables["losses"][-1] < 0.15 < 2.0 < variables["losses"][0]
+    assert (variables["loss_dtype"], variables["gradient_dtype"]) == ("float32", "bfloat16")
+
+
+def test_every_member_of_the_ensemble_learns_and_together_they_predict_better():
+    variables = run_here("ensemble")
+    assert float(variables["first"].min()) > 2.0
+    assert float(variables["last"].max()) < 0.1
+    # Jensen: the mean of the distributions is never worse than the mean of the losses.
+    assert variables["together"] < float(variables["alone"].mean())
+
+
+def test_the_policy_gets_better_from_rewards_alone():
+    rewards = run_here("policy_gradient")["rewards"]
+    assert np.mean(rewards[:5]) < 0.25
+    assert np.mean(rewards[-5:]) > 0.75
+
+
+def test_the_student_comes_close_to_its_teacher():
+    variables = run_here("distillation")
+    divergences = variables["divergences"]
+    assert min(divergences) >= 0.0
+    assert divergences[-1] < 0.03 * divergences[0]
+    assert variables["student_accuracy"] > 0.95
+
+
+def test_the_usual_loss_collapses_and_ours_does_not(tmp_path):
+    picture = tmp_path / "collapse.png"
+    done = run(
+        "softmax_collapse.py", "--modulus", "23", "--steps", "2000", "--output", str(picture)
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if "exactly 0 first at step" in line]
+    step, ours = line.split("step ")[1].split("; jaxsoftmax's ended at ")
+    assert 500 < int(step) < 1900
+    assert 0.0 < float(ours) < 1e-9
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_softmax_collapse_refuses_no_steps():
+    done = run("softmax_collapse.py", "--steps", "0")
+    assert done.returncode == 2
+    assert "--steps must be at least 2, got 0" in done.stderr
 
 
 def test_digits_learns_and_draws(tmp_path):
