@@ -1,0 +1,44 @@
+"""Pages that live elsewhere in the repository, brought into the site while it is built."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+PAGES = {
+    "benchmarks": "benchmarks/README.md",
+    "results": "benchmarks/results.md",
+    "contributing": "CONTRIBUTING.md",
+    "changelog": "CHANGELOG.md",
+}
+TITLES = {"results": "Benchmark results"}  # for a page that opens without one
+LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#|mailto:)([^)]*)\)")
+
+
+def write_pages(app: Sphinx) -> None:
+    """Into generated/; a link to a file beside the page becomes that file's name."""
+    source = Path(app.srcdir)
+    folder = source / "generated"
+    folder.mkdir(exist_ok=True)
+    for name, path in PAGES.items():
+        beside = Path(path).parent
+
+        def located(match: re.Match[str], beside: Path = beside) -> str:
+            picture, _, target = match.groups()
+            where = (beside / target).as_posix()
+            return f"![{match[2]}](../../{where})" if picture else f"`{where}`"
+
+        text = LINK.sub(located, (source.parent / path).read_text())
+        if name in TITLES:
+            text = f"# {TITLES[name]}\n\n{text}"
+        written = folder / f"{name}.md"
+        if not written.exists() or written.read_text() != text:
+            written.write_text(text)
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """An extension of Sphinx, before it looks for pages."""
+    app.connect("builder-inited", write_pages)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
