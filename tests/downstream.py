@@ -91,5 +91,6 @@ def mistakes(logits: Array, labels: Array) -> None:
     cross_entropy(logits, labels, label_smothing=0.1)  # type: ignore[call-arg]
     linear_cross_entropy(logits, labels=labels)  # type: ignore[call-arg]
     softmax(logits, "last")  # type: ignore[arg-type]
+    print(cross_entropy(logits, labels).no_such_attribute)  # type: ignore[union-attr]
     name: str = softmax(logits)  # type: ignore[assignment]
     print(name)
