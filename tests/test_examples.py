@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import subprocess
 import sys
@@ -83,23 +84,25 @@ def test_the_student_comes_close_to_its_teacher():
     assert variables["student_accuracy"] > 0.95
 
 
-def test_the_usual_loss_collapses_and_ours_does_not(tmp_path):
+def test_the_usual_loss_collapses_and_ours_does_not(tmp_path, monkeypatch, capsys):
     picture = tmp_path / "collapse.png"
-    done = run(
-        "softmax_collapse.py", "--modulus", "23", "--steps", "2000", "--output", str(picture)
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if "exactly 0 first at step" in line]
-    step, ours = line.split("step ")[1].split("; jaxsoftmax's ended at ")
+    options = ["--modulus", "23", "--steps", "2000", "--output", str(picture)]
+    monkeypatch.setattr(sys, "argv", ["softmax_collapse.py", *options])
+    run_here("softmax_collapse")
+    printed = " ".join(capsys.readouterr().out.split())  # however wide the terminal is
+    step, ours = re.search(
+        r"exactly 0 first at step (\d+); jaxsoftmax's ended at (\S+)", printed
+    ).groups()
     assert 500 < int(step) < 1900
     assert 0.0 < float(ours) < 1e-9
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_softmax_collapse_refuses_no_steps():
-    done = run("softmax_collapse.py", "--steps", "0")
-    assert done.returncode == 2
-    assert "--steps must be at least 2, got 0" in done.stderr
+def test_softmax_collapse_refuses_no_steps(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["softmax_collapse.py", "--steps", "0"])
+    with pytest.raises(SystemExit, match="2"):
+        run_here("softmax_collapse")
+    assert "--steps must be at least 2, got 0" in capsys.readouterr().err
 
 
 def test_digits_learns_and_draws(tmp_path):
