@@ -17,7 +17,7 @@ def accumulator(*dtypes: DTypeLike) -> jnp.dtype:
 
 
 def promoted(*dtypes: DTypeLike) -> jnp.dtype:
-    """The dtype in which operands of these dtypes meet: asked for, hence also under strict rules."""
+    """The dtype in which operands of these dtypes meet: asked for, so also under strict rules."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.result_type(*dtypes)
 
