@@ -9,11 +9,12 @@ from sphinx.application import Sphinx
 
 PAGES = {
     "benchmarks": "benchmarks/README.md",
-    "results": "benchmarks/results.md",
+    "results": "benchmarks/results/cpu.md",
+    "compiled": "benchmarks/results/elsewhere.md",
     "contributing": "CONTRIBUTING.md",
     "changelog": "CHANGELOG.md",
 }
-TITLES = {"results": "Benchmark results"}  # for a page that opens without one
+TITLES = {"results": "Benchmark results on a CPU", "compiled": "Compiled, not run"}  # for a page that opens without one
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#|mailto:)([^)]*)\)")
 
 
