@@ -14,7 +14,8 @@ PAGES = {
     "contributing": "CONTRIBUTING.md",
     "changelog": "CHANGELOG.md",
 }
-TITLES = {"results": "Benchmark results on a CPU", "compiled": "Compiled, not run"}  # for a page that opens without one
+# Of pages that open without one.
+TITLES = {"results": "Benchmark results on a CPU", "compiled": "Compiled, not run"}
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#|mailto:)([^)]*)\)")
 
 
