@@ -1,7 +1,7 @@
 """Compile the TPU kernel for TPUs that are not there, and write down what the compiler says.
 
     pip install libtpu
-    python benchmarks/aot_kernels.py
+    python benchmarks/aot_kernels.py [--resume]
 
 compiles the rows of `linear_cross_entropy(implementation="mosaic_tpu")` for every generation,
 number of features, vocabulary and dtype below, and writes `results/aot-kernels.json` and `.md`
@@ -37,7 +37,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxsoftmax import linear_cross_entropy, tuning
 from jaxsoftmax._fused import select
 
-TOPOLOGIES = {"v6e": "v6e:2x2", "v5p": "v5p:2x2x1", "v5e": "v5e:2x2"}
+TOPOLOGIES = {"v6e": "v6e:2x2", "v5p": "v5p:2x2x1", "v5e": "v5e:2x2", "v7x": "tpu7x:2x2x1"}
 TOKENS = 8192
 FEATURES = (4096, 2048, 7168)
 CLASSES = (128256, 50257, 256000, 32000, 151936)
@@ -116,12 +116,22 @@ def measure(generation: str, dtype: str, features: int, classes: int) -> Outcome
     return Outcome(*named, True, temp, seconds, estimate)
 
 
-def outcomes() -> Iterator[Outcome]:
-    """All of them, the usual ones first."""
+def outcomes(known: list[Outcome]) -> Iterator[Outcome]:
+    """All that are not known yet, the usual ones first."""
+    done = {(row.generation, row.dtype, row.features, row.classes) for row in known}
     for dtype, features, classes, generation in itertools.product(
         DTYPES, FEATURES, CLASSES, TOPOLOGIES
     ):
-        yield measure(generation, dtype, features, classes)
+        if (generation, dtype, features, classes) not in done:
+            yield measure(generation, dtype, features, classes)
+
+
+def read(path: Path, versions: dict[str, str]) -> list[Outcome]:
+    """What a run that was stopped has left, by the same versions."""
+    if not path.exists():
+        return []
+    of, *rows = json.loads(path.read_text())
+    return [Outcome(**row) for row in rows] if of == versions else []
 
 
 def as_markdown(table: list[Outcome], versions: dict[str, str]) -> str:
@@ -154,10 +164,12 @@ def main() -> int:
     """Compile everything, writing as it goes; 0 where all compiled."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=RESULTS / "aot-kernels")
-    out = parser.parse_args().out
+    parser.add_argument("--resume", action="store_true", help="keep what is there")
+    arguments = parser.parse_args()
+    out = arguments.out
     versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
-    table: list[Outcome] = []
-    for outcome in outcomes():
+    table = read(out.with_suffix(".json"), versions) if arguments.resume else []
+    for outcome in outcomes(list(table)):
         table.append(outcome)
         print(*outcome, flush=True)
         rows = [row._asdict() for row in table]
