@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxsoftmax import linear_cross_entropy, tuning
+from jaxsoftmax import __main__, linear_cross_entropy, tuning
 from jaxsoftmax._fused import plan, select
 
 CPU = tuning.Device("cpu", "cpu")
@@ -263,3 +263,18 @@ def test_no_tokens_and_any_number_of_tokens():
     assert plan.make_plan(0, None, chunk) == plan.Plan(1, 1)  # of padding
     (symbol,) = jax.export.symbolic_shape("n")
     assert plan.make_plan(symbol, None, chunk).steps == plan.SYMBOLIC_STEPS
+
+
+# --- on the command line --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("device", "words"), [(CPU, "portable XLA"), (V6E, "mosaic_tpu only by name: compiled for it")]
+)
+def test_the_command_line_says_what_auto_takes_and_why(device, words, capsys):
+    with tuning.compiling_for(device):
+        __main__.print_choices()
+    head, *lines = capsys.readouterr().out.strip().splitlines()
+    assert device.kind in head
+    assert len(lines) == 6
+    assert all("chunked" in line and words in line for line in lines)
