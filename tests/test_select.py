@@ -97,6 +97,11 @@ def test_auto_leaves_programs_that_jit_partitions_alone():
     assert set(seen) == {"mosaic_tpu"}
 
 
+def test_a_row_that_names_nothing_known_is_an_error():
+    with pytest.raises(ValueError, match="'chunked' or 'mosaic_tpu', got 'mosaic'"):
+        chosen(V6E, rows=(MINE._replace(implementation="mosaic"),))
+
+
 def test_auto_with_a_chunk_size_means_chunks(one_device):
     assert chosen(V6E, chunk_size=64, rows=(MINE,)).implementation == "chunked"
 

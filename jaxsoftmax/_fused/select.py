@@ -81,6 +81,11 @@ def _automatic(
             continue
         if row.implementation == "chunked":
             return Choice("chunked", row.chunk, why=row.why + passed_over)
+        if row.implementation != "mosaic_tpu":
+            raise ValueError(
+                "a row of jaxsoftmax.tuning.table must name the implementation 'chunked' or "
+                f"'mosaic_tpu', got {row.implementation!r}"
+            )
         sentence = why_not_mosaic_tpu(call, device, [row]) or _why_not_unasked(chunk_size)
         if sentence is None:
             blocks = blocks_for(call, [row])
