@@ -18,8 +18,10 @@ from jax import Array
 
 from jaxsoftmax import distributions, losses
 from jaxsoftmax._precision import accumulator
+from jaxsoftmax.linear import linear_cross_entropy
 
 ROWS, CLASSES, SEED = 64, 300, 0
+FEATURES = 384  # of the linear loss: as many as the kernels for accelerators ask for
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 # What may be lost, in epsilons of the dtype of the result: the differences of logits round (at a
@@ -97,7 +99,7 @@ def _sigmoid(x: _Numbers) -> _Numbers:
     return np.exp(-np.logaddexp(0.0, -x))
 
 
-def _checks() -> Iterator[Check]:
+def _checks(platform: str, dtype: str) -> Iterator[Check]:
     yield Check(
         "softmax",
         lambda x, y: distributions.softmax(x),
@@ -141,6 +143,30 @@ def _checks() -> Iterator[Check]:
         lambda x, y, c: c * np.where(y[:, None] % 2 == 1, -_sigmoid(-x), _sigmoid(x)),
     )
 
+    implementations = ["reference", "chunked"]
+    if platform == "tpu" and dtype in ("float32", "bfloat16"):
+        implementations.append("mosaic_tpu")
+    for name in implementations:
+        yield Check(
+            f"linear loss, {name}",
+            partial(_linear, implementation=name, reduction="none"),
+            _nll,
+            _residual,
+        )
+        yield Check(
+            f"linear loss summed, {name}",
+            partial(_linear, implementation=name, reduction="sum"),
+            lambda x, y: _nll(x, y).sum(),
+            lambda x, y, c: c * _residual(x, y, np.ones(len(x))),
+        )
+
+
+def _linear(x: Array, y: Array, **options: str) -> Array:
+    """The identity for a kernel: the logits are the hidden states, in any dtype, exactly."""
+    hidden = jnp.pad(x, [(0, 0), (0, FEATURES - CLASSES)])
+    kernel = jnp.eye(FEATURES, CLASSES, dtype=x.dtype)
+    return linear_cross_entropy(hidden, kernel, y, **options)  # type: ignore[arg-type]
+
 
 def _nll_of_log_softmax(x: Array, y: Array) -> Array:
     log_probs = distributions.log_softmax(x.astype(accumulator(x.dtype)))
@@ -161,7 +187,10 @@ def run() -> Iterator[Outcome]:
             if dtype == "float64" and device.platform == "tpu":
                 continue  # emulated there, and not a dtype that anyone trains in
             with jax.enable_x64(dtype == "float64"), jax.default_device(device):
-                yield from (_run_one(check, device, jnp.dtype(dtype)) for check in _checks())
+                yield from (
+                    _run_one(check, device, jnp.dtype(dtype))
+                    for check in _checks(device.platform, dtype)
+                )
 
 
 def _run_one(check: Check, device: jax.Device, dtype: jnp.dtype) -> Outcome:
