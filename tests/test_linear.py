@@ -6,6 +6,7 @@ in every dtype, against float64 NumPy; and what only the fused path can get wron
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -41,19 +42,31 @@ def by_definition(x, labels, *, kernel, bias=None, **options):
     return table.define_cross_entropy(logits if bias is None else logits + bias, labels, **options)
 
 
-def in_chunks(x, labels, *, kernel, bias=None, **options):
+def in_chunks(x, labels, *, kernel, bias=None, chunk_size=2, **options):
     """Two tokens at a time, of three: the last chunk is padded."""
-    return linear_cross_entropy(x, kernel, labels, bias, chunk_size=2, **options)
+    return linear_cross_entropy(x, kernel, labels, bias, chunk_size=chunk_size, **options)
 
 
 def at_once(x, labels, *, kernel, bias=None, **options):
     return linear_cross_entropy(x, kernel, labels, bias, implementation="reference", **options)
 
 
+def tied(x, labels, *, kernel, **options):
+    """embedding.T is transposed back where the program shows it: another program inside."""
+    return in_chunks(x, labels, kernel=kernel.T, **options)
+
+
+def tied_by_definition(x, labels, *, kernel, **options):
+    return by_definition(x, labels, kernel=kernel.T, **options)
+
+
 def linear_case(function, labels, options):
     arrays = {"x": HIDDEN, "labels": labels, "kernel": KERNEL, "bias": BIAS}
     arrays |= {k: v for k, v in options.items() if isinstance(v, np.ndarray)}
     static = {k: v for k, v in options.items() if not isinstance(v, np.ndarray)}
+    if function is tied:
+        arrays["kernel"] = KERNEL.T.copy()
+        return table.Case(table.Function(tied, tied_by_definition), arrays, static)
     return table.Case(table.Function(function, by_definition), arrays, static)
 
 
@@ -83,7 +96,8 @@ KINDS = ("classes", "distributions")
 
 
 def row_case(function, kind, row):
-    if kind == "classes":
+    if kind != "distributions":
+        function = tied if kind == "tied" else function
         return linear_case(function, table.LABELS, (ROWS | INDEX_ROWS)[row])
     # No mass on classes that do not exist: the loss would be inf.
     options = ROWS[row]
@@ -94,7 +108,8 @@ def row_case(function, kind, row):
 @pytest.mark.parametrize(
     ("kind", "row"),
     [("classes", row) for row in ROWS | INDEX_ROWS]
-    + [("distributions", row) for row in ("plain", "where", "mask_denominator", "everything")],
+    + [("distributions", row) for row in ("plain", "where", "mask_denominator", "everything")]
+    + [("tied", row) for row in ("plain", "everything")],
 )
 def test_every_option(kind, row, x64):
     """Value, gradient and a product with the Hessian."""
@@ -116,7 +131,7 @@ def test_every_option(kind, row, x64):
 
 # One row for each rule: of a sum, and of rows by themselves.
 @pytest.mark.parametrize(
-    ("kind", "row"), [("distributions", "everything"), ("classes", "ignore_index_statistics")]
+    ("kind", "row"), [("distributions", "everything"), ("tied", "ignore_index_statistics")]
 )
 def test_every_transformation(kind, row, x64):
     table.check_every_transformation(row_case(in_chunks, kind, row))
@@ -146,21 +161,17 @@ def linear_cases(draw, function):
     arrays["kernel"] = random.normal(size=KERNEL.shape)
     if draw(st.booleans()):
         arrays["bias"] = random.normal(size=BIAS.shape)
-    static = drawn.static | {"chunk_size": draw(st.sampled_from([1, 2, 3, 64, None]))}
-    return table.Case(table.Function(linear_of, by_definition), arrays, static)
+    ours = partial(in_chunks, chunk_size=draw(st.sampled_from([1, 2, 3, 64, None])))
+    return table.Case(table.Function(ours, by_definition), arrays, drawn.static)
 
 
-def linear_of(x, labels, *, kernel, bias=None, **options):
-    return linear_cross_entropy(x, kernel, labels, bias, **options)
-
-
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(linear_cases("cross_entropy"))
 def test_any_options(case):
     table.check_drawn(case)
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(linear_cases("cross_entropy_soft"))
 def test_any_options_of_distributions(case):
     table.check_drawn(case)
@@ -335,10 +346,9 @@ def small():
 ALL = (0, 1, 2)
 
 
-@pytest.mark.parametrize("trouble", [NAN, INF])
 @pytest.mark.parametrize("how", ["ignore_index", "mask", "weight 0"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_what_an_ignored_row_holds_reaches_nothing(small, trouble, how, reduction):
+def test_what_an_ignored_row_holds_reaches_nothing(small, how, reduction):
     h, w, b, y = small
     kept = np.array([1, 1, 0, 1, 1], bool)
     options = {"ignore_index": -100} if how == "ignore_index" else {}
@@ -346,7 +356,7 @@ def test_what_an_ignored_row_holds_reaches_nothing(small, trouble, how, reductio
     if how != "ignore_index":
         weights = kept if how == "mask" else kept.astype(np.float32)
         options["example_weights"] = weights
-    broken = h.at[2].set(trouble)
+    broken = h.at[2].set(jnp.array([NAN, INF, -INF]))
 
     def loss(h, w, b):
         losses = linear_cross_entropy(h, w, labels, b, chunk_size=2, reduction=reduction, **options)
@@ -428,7 +438,7 @@ def test_batch_axes_of_any_number(implementation):
     soft = random.dirichlet(np.ones(5), size=24).astype(np.float32)
     where = random.uniform(size=(24, 5)) < 0.8
     where[np.arange(24), labels] = True
-    for shape in ((24,), (2, 12), (2, 3, 4), (24, 1)):
+    for shape in ((2, 3, 4), (24, 1)):
         for y in (labels.reshape(shape), (soft * where).reshape(*shape, 5)):
             losses, statistics = linear_cross_entropy(
                 h.reshape(*shape, 3), w, y, where=where.reshape(*shape, 5), reduction="none",
@@ -463,21 +473,6 @@ def test_no_rows(shape, reduction):
 
 
 # --- a tied embedding -----------------------------------------------------------------------------
-
-
-def test_a_tied_embedding_under_every_transformation(x64):
-    """embedding.T is transposed back where the program shows it: another program inside."""
-
-    def tied(x, labels, *, kernel, bias=None, **options):
-        return linear_cross_entropy(x, kernel.T, labels, bias, chunk_size=2, **options)
-
-    def tied_by_definition(x, labels, *, kernel, **options):
-        return by_definition(x, labels, kernel=kernel.T, **options)
-
-    case = linear_case(tied, table.LABELS, {"kernel": KERNEL.T.copy(), "z_loss": 0.3})
-    table.check_every_transformation(
-        case._replace(function=table.Function(tied, tied_by_definition))
-    )
 
 
 def test_a_tied_embedding_learns_from_both_of_its_uses():
@@ -515,8 +510,8 @@ def test_tied_embeddings_of_any_size(size, dtype):
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_vmap_over_hidden_and_over_an_ensemble_of_kernels(small, reduction):
     h, w, b, y = small
-    kernels = jnp.stack([w, 2.0 * w, -w])
-    states = jnp.stack([h, h[::-1], 0.5 * h])
+    kernels = jnp.stack([w, -w])
+    states = jnp.stack([h, -h])
 
     def gradients(h, w):
         def loss(h, w):

@@ -1,0 +1,73 @@
+"""Loss and gradients in chunks, compiled by the real compiler for TPUs that are not there.
+
+What the compiler says of its temporaries; nothing is run. (For an H200: `test_aot_gpu`.)
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from jaxsoftmax import linear_cross_entropy
+
+if importlib.util.find_spec("libtpu") is None:
+    pytest.skip("libtpu is not installed: pip install libtpu", allow_module_level=True)
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # no TPU is asked for its kind
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # nor needed by one worker of pytest alone
+sys.path.insert(0, str(Path(__file__).parent.parent))
+aot = importlib.import_module("benchmarks.aot_kernels")
+
+pytestmark = pytest.mark.aot
+
+TOKENS = 8192
+MIB = 2**20
+SMALL_CHUNK, SMALL_CHUNK_ROOM = 128, 256 * MIB
+GENERATIONS = ("v5e", "v5p", "v6e")
+SIZES = [(4096, 32000), (768, 50257), (4096, 128256), (3584, 151936), (2304, 256000)]
+KERNELS = ("plain", "tied")
+CASES = [
+    (generation, *size, KERNELS[(i + k) % 2])
+    for (i, generation), (k, size) in itertools.product(enumerate(GENERATIONS), enumerate(SIZES))
+]
+
+
+def program(generation: str, features: int, classes: int, kind: str, **options: Any) -> Any:
+    def gradients(hidden, kernel, labels):
+        def loss(hidden, kernel):
+            kernel = kernel.T if kind == "tied" else kernel
+            return linear_cross_entropy(hidden, kernel, labels, implementation="chunked", **options)
+
+        return jax.value_and_grad(loss, (0, 1))(hidden, kernel)
+
+    shape = (classes, features) if kind == "tied" else (features, classes)
+    return aot.compiled(generation, (TOKENS, features), shape, "bfloat16", gradients)
+
+
+def beyond_the_accumulator(compiled: Any, features: int, classes: int) -> int:
+    return compiled.memory_analysis().temp_size_in_bytes - 4 * features * classes
+
+
+@pytest.mark.parametrize(("generation", "features", "classes", "kind"), CASES)
+def test_temporaries(generation, features, classes, kind):
+    compiled = program(generation, features, classes, kind)
+    logits, hidden = 4 * TOKENS * classes, 2 * TOKENS * features
+    # The hidden states by chunks, their gradient, and the same as it is returned.
+    room = logits / 8 + 3 * hidden
+    assert beyond_the_accumulator(compiled, features, classes) < room
+    shape = rf"\[(?:{features},{classes}|{classes},{features})\]"
+    assert not re.findall(rf"= \w+{shape}\S* (?:copy|transpose)\(.*", compiled.as_text())
+
+
+@pytest.mark.parametrize("kind", KERNELS)
+def test_temporaries_of_small_chunks(kind):
+    features, classes = SIZES[-1]
+    compiled = program("v5p", features, classes, kind, chunk_size=SMALL_CHUNK)
+    assert beyond_the_accumulator(compiled, features, classes) < SMALL_CHUNK_ROOM
