@@ -8,6 +8,7 @@ import jax
 
 from jaxsoftmax import tuning
 from jaxsoftmax._fused.plan import LANES, Blocks, make_blocks
+from jaxsoftmax._precision import promoted
 from jaxsoftmax.tuning import Chunk, Device, Row
 
 IMPLEMENTATIONS = ("auto", "reference", "chunked", "mosaic_tpu")
@@ -28,7 +29,7 @@ class Call(NamedTuple):
     @property
     def dtype(self) -> str:
         """That of the matrix product."""
-        return jax.numpy.promote_types(self.hidden, self.kernel).name
+        return promoted(self.hidden, self.kernel).name
 
 
 class Choice(NamedTuple):
