@@ -143,22 +143,23 @@ def _checks(platform: str, dtype: str) -> Iterator[Check]:
         lambda x, y, c: c * np.where(y[:, None] % 2 == 1, -_sigmoid(-x), _sigmoid(x)),
     )
 
+    yield from _linear_checks(platform, dtype)
+
+
+def _linear_checks(platform: str, dtype: str) -> Iterator[Check]:
+    """Each implementation, and both rules of the fused one: of rows, and of their sum."""
     implementations = ["reference", "chunked"]
     if platform == "tpu" and dtype in ("float32", "bfloat16"):
         implementations.append("mosaic_tpu")
     for name in implementations:
-        yield Check(
-            f"linear loss, {name}",
-            partial(_linear, implementation=name, reduction="none"),
-            _nll,
-            _residual,
-        )
-        yield Check(
-            f"linear loss summed, {name}",
-            partial(_linear, implementation=name, reduction="sum"),
-            lambda x, y: _nll(x, y).sum(),
-            lambda x, y, c: c * _residual(x, y, np.ones(len(x))),
-        )
+        rows = partial(_linear, implementation=name, reduction="none")
+        yield Check(f"linear loss, {name}", rows, _nll, _residual)
+    yield Check(
+        "linear loss, summed",
+        partial(_linear, reduction="sum"),
+        lambda x, y: _nll(x, y).sum(),
+        lambda x, y, c: c * _residual(x, y, np.ones(len(x))),
+    )
 
 
 def _linear(x: Array, y: Array, **options: str) -> Array:
@@ -201,12 +202,18 @@ def _run_one(check: Check, device: jax.Device, dtype: jnp.dtype) -> Outcome:
     x = jnp.asarray(numbers, dtype)
     exact = np.asarray(x, np.float64)
     y = jnp.asarray(labels, jnp.int32)
-    value, pull = jax.vjp(lambda x: check.function(x, y), x)
-    weights = rng.uniform(0.5, 1.5, value.shape)
+    found = jax.eval_shape(check.function, x, y)
+    weights = rng.uniform(0.5, 1.5, found.shape)
     if check.rounds_to_input:  # softmax and its logarithm: the label alone, so that nothing cancels
         weights *= _one_hot(numbers, labels)
-    cotangent = jnp.asarray(weights, value.dtype)
-    (gradient,) = pull(cotangent)
+    cotangent = jnp.asarray(weights, found.dtype)
+
+    @jax.jit
+    def value_and_pullback(x: Array, cotangent: Array) -> tuple[Array, Array]:
+        value, pull = jax.vjp(lambda x: check.function(x, y), x)
+        return value, pull(cotangent)[0]
+
+    value, gradient = value_and_pullback(x, cotangent)
     slope = check.gradient(exact, labels, np.asarray(cotangent, np.float64))
     input_eps = float(jnp.finfo(dtype).eps)
     own_eps = float(jnp.finfo(accumulator(dtype)).eps)

@@ -538,6 +538,21 @@ ARRAYS_FOR_OPTIONS = [
         "array of one": lambda v: np.array([v]),
     }.items()
 ]
+AXIS_NAMES = [
+    Misuse(
+        kind,
+        [f for f, row in FUNCTIONS.items() if "axis_name" in inspect.signature(row[0]).parameters],
+        {"axis_name": value},
+        error,
+        ("axis_name", "mesh axis", f"got {value!r}"),
+    )
+    for kind, value, error in [
+        ("not bound", "model", ValueError),
+        ("number", 1, TypeError),
+        ("list", ["model"], TypeError),
+        ("no names", (), TypeError),
+    ]
+]
 FLAGS = [
     Misuse(
         repr(value),
@@ -564,6 +579,7 @@ TABLE = {
         *NO_NUMBER,
         *ARRAYS_FOR_OPTIONS,
         *FLAGS,
+        *AXIS_NAMES,
     ]
     for function in misuse.functions
 }
