@@ -1,5 +1,6 @@
 """Strict JAX for every test, shapes checked at run time in the private modules."""
 
+import gc
 import os
 
 # Eight virtual devices on the CPU, so that sharded code has a mesh to run on. Set before JAX wakes.
@@ -36,6 +37,19 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("default")
+
+
+# Programs of a few hundred tests are gigabytes of small objects, and each collection visits them.
+TESTS_BETWEEN_CLEARINGS = 100
+_finished = 0
+
+
+def pytest_runtest_teardown():
+    global _finished
+    _finished += 1
+    if _finished % TESTS_BETWEEN_CLEARINGS == 0:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
