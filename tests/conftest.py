@@ -39,6 +39,19 @@ settings.register_profile(
 settings.load_profile("default")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--every", type=int, default=1, help="run each N-th test of the suite only (default 1: all)"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    kept = items[:: config.getoption("--every")]
+    left_out = set(items) - set(kept)
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = kept
+
+
 # Programs of a few hundred tests are gigabytes of small objects, and each collection visits them.
 TESTS_BETWEEN_CLEARINGS = 100
 _finished = 0
