@@ -12,7 +12,7 @@ from benchmarks.report import Table, mebibytes
 
 # Compiled for CPUs wherever they are; for TPUs where libtpu is installed.
 _CPU_DEVICES = (8, 64)
-_TPU_DEVICES = (4, 8, 16, 64, 256)
+_TPU_DEVICES = (2, 4, 8, 16, 64, 256)
 _QUICK_DEVICES = (4,)
 
 

@@ -14,7 +14,14 @@ import numpy as np
 
 _H200 = pathlib.Path(__file__).parent / "h200.textproto"
 _CUDA_PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
-TPU_OF_DEVICES = {4: "v5e:2x2", 8: "v5e:2x4", 16: "v5e:4x4", 64: "v5e:8x8", 256: "v5e:16x16"}
+TPU_OF_DEVICES = {
+    2: "v5e:1x2",
+    4: "v5e:2x2",
+    8: "v5e:2x4",
+    16: "v5e:4x4",
+    64: "v5e:8x8",
+    256: "v5e:16x16",
+}
 
 
 def unavailable(target: str) -> str | None:
