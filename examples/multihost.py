@@ -209,16 +209,16 @@ def start_all(options: argparse.Namespace) -> list[float]:
 def wait_for(hosts: list[subprocess.Popen[str]], timeout: float) -> None:
     """Until all are done, one has failed, or the time is over: nobody waits for the dead."""
     end = time.monotonic() + timeout
-    while any(host.poll() is None for host in hosts):
-        for rank, host in enumerate(hosts):
-            if host.poll() not in (None, 0):
-                sys.exit(f"process {rank} died with status {host.returncode}: the run is over")
+    while True:
+        statuses = [host.poll() for host in hosts]  # None while it runs
+        for rank, status in enumerate(statuses):
+            if status:
+                sys.exit(f"process {rank} died with status {status}: the run is over")
+        if None not in statuses:
+            return
         if time.monotonic() > end:
             sys.exit(f"the processes did not finish within {timeout:.0f} s: the run is over")
         time.sleep(0.1)
-    for rank, host in enumerate(hosts):
-        if host.returncode:
-            sys.exit(f"process {rank} died with status {host.returncode}: the run is over")
 
 
 def compare(options: argparse.Namespace) -> int:

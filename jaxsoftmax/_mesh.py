@@ -91,8 +91,6 @@ def first_owner(
     `label` is the largest class of this shard and `largest` its number. One owner, since two that
     tie would be counted twice; and a NaN is held by whoever has it.
     """
-    if axis_name is None:
-        return label
     me = lax.axis_index(axis_name)
     mine = (largest == maximum(largest, axis_name)) | jnp.isnan(largest)
     owner = lax.pmin(jnp.where(mine, me, shards(axis_name)), axis_name)
@@ -141,9 +139,9 @@ def sharding_of_product(a: Array, b: Array, contract: tuple[int, int]) -> NamedS
 
     As they are along the axes that are left; what they share is summed over.
     """
-    specs = [list(_explicit_axes(x)) for x in (a, b)]
-    if not any(axis is not None for spec in specs for axis in spec):
+    if not (placed_by_type(a) or placed_by_type(b)):
         return None
+    specs = [list(_explicit_axes(x)) for x in (a, b)]
     kept = [axis for spec, k in zip(specs, contract, strict=True) for axis in _without(spec, k)]
     mesh = jax.sharding.get_abstract_mesh()
     return NamedSharding(mesh, PartitionSpec(*kept))
@@ -162,7 +160,7 @@ def zeros_as(shapes: Any) -> Any:
     """Zeros in place of a tree of arrays or of what `jax.eval_shape` says of them."""
 
     def zeros(x: Any) -> Array:
-        explicit = x.sharding if any(_explicit_axes(x)) else None
+        explicit = x.sharding if placed_by_type(x) else None
         return vary_alike(jnp.zeros(x.shape, x.dtype, device=explicit), x)
 
     return jax.tree.map(zeros, shapes)
