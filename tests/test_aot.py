@@ -5,25 +5,15 @@ What the compiler says of its temporaries; nothing is run. (For an H200: `test_a
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-import os
 import re
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
 import pytest
+from aot_tpu import aot
 
 from jaxsoftmax import linear_cross_entropy
-
-if importlib.util.find_spec("libtpu") is None:
-    pytest.skip("libtpu is not installed: pip install libtpu", allow_module_level=True)
-os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # no TPU is asked for its kind
-os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # nor needed by one worker of pytest alone
-sys.path.insert(0, str(Path(__file__).parent.parent))
-aot = importlib.import_module("benchmarks.aot_kernels")
 
 pytestmark = pytest.mark.aot
 

@@ -1,7 +1,7 @@
 """The chunks, compiled by XLA:GPU for an H200 that is not there: nothing copied, nothing kept.
 
-The machine is described in h200.textproto. Matrix products are tuned on the device only, so that
-a real run may use other algorithms for the same products.
+The machine is described in benchmarks/h200.textproto. Matrix products are tuned on the device
+only, so that a real run may use other algorithms for the same products.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LOGITS = 4 * TOKENS * CLASSES
 
 @pytest.fixture(scope="module", params=["plain", "tied"])
 def program(request):
-    description = (Path(__file__).parent / "h200.textproto").read_text()
+    description = (Path(__file__).parent.parent / "benchmarks" / "h200.textproto").read_text()
     topology = topologies.get_topology_desc(
         platform="cuda", target_config=description, topology="1x1x1"
     )

@@ -6,22 +6,12 @@ compiles the whole product and writes it down.
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-import os
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
-
-if importlib.util.find_spec("libtpu") is None:
-    pytest.skip("libtpu is not installed: pip install libtpu", allow_module_level=True)
-os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # no TPU is asked for its kind
-os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # nor needed by one worker of pytest alone
-sys.path.insert(0, str(Path(__file__).parent.parent))
-aot = importlib.import_module("benchmarks.aot_kernels")
+from aot_tpu import aot
 
 pytestmark = pytest.mark.aot
 
