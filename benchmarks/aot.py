@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from itertools import groupby
 from typing import Any
 
 from benchmarks import compiling, targets
@@ -71,13 +70,9 @@ def parts(*, quick: bool) -> list[Part]:
 def measure(chosen: Sequence[Part], advance: Callable[[], None]) -> list[Compiled]:
     """All programs of a target in one process."""
     rows = []
-    for target, group in groupby(chosen, lambda part: part.target):
-        of_target = list(group)
-        numbers = [part.number for part in of_target]
-        results = compiling.compile_in_child(target, "aot", of_target[0].quick, numbers)
-        for part, found in zip(of_target, results, strict=True):
-            rows.append(Compiled(target, part.computed, part.sizes, part.peer, **found))
-            advance()
+    for part, found in compiling.by_target("aot", chosen):
+        rows.append(Compiled(part.target, part.computed, part.sizes, part.peer, **found))
+        advance()
     return rows
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from itertools import groupby
 from typing import Any
 
 from benchmarks import compiling, targets
@@ -71,18 +70,11 @@ def parts(*, quick: bool) -> list[Part]:
 def measure(chosen: Sequence[Part], advance: Callable[[], None]) -> list[Communication]:
     """All programs of a target in one process."""
     rows = []
-    for target, group in groupby(chosen, lambda part: part.target):
-        of_target = list(group)
-        numbers = [part.number for part in of_target]
-        results = compiling.compile_in_child(target, "sharded", of_target[0].quick, numbers)
-        for part, found in zip(of_target, results, strict=True):
-            kept = {
-                k: found[k] for k in ("status", "note", "temp_bytes", "collectives") if k in found
-            }
-            rows.append(
-                Communication(target, part.devices, part.computed, part.sizes, part.peer, **kept)
-            )
-            advance()
+    for part, found in compiling.by_target("sharded", chosen):
+        kept = {k: found[k] for k in ("status", "note", "temp_bytes", "collectives") if k in found}
+        what = (part.target, part.devices, part.computed, part.sizes, part.peer)
+        rows.append(Communication(*what, **kept))
+        advance()
     return rows
 
 
