@@ -21,10 +21,9 @@ from jaxsoftmax._precision import bits, from_bits
 
 _FEWEST_CLASSES = 64  # below this a mask costs nothing anywhere
 
-# The label's block is read into an array of its own: C/16 numbers a row. Where a gradient of C
-# numbers a row is computed as well, it lends its room, and fewer blocks leave fewer maxima.
+# The label's block is read into an array of its own, C/16 numbers a row beside 16 maxima. Where a
+# gradient of C numbers a row is computed as well, it lends the block its room.
 BLOCKS = 16
-BLOCKS_BESIDE_A_GRADIENT = 4
 
 
 def is_class(logits: Float[Array, "... C"], label: Int[Array, "..."]) -> Bool[Array, "... C"]:
@@ -33,23 +32,20 @@ def is_class(logits: Float[Array, "... C"], label: Int[Array, "..."]) -> Bool[Ar
     return classes == label[..., None]
 
 
-def block_length(logits: Float[Array, "... C"], blocks: int) -> int | None:
-    """The divisor of C that makes nearest to `blocks` blocks of a row; None without one."""
+def block_length(logits: Float[Array, "... C"]) -> int | None:
+    """The divisor of C that makes nearest to `BLOCKS` blocks of a row; None without one."""
     classes = logits.shape[-1]
     if classes < _FEWEST_CLASSES or _mesh.placed_by_type(logits):
         return None
     lengths = [b for b in range(16, classes // 2 + 1) if classes % b == 0]
-    return min(lengths, key=lambda b: abs(math.log(b * blocks / classes)), default=None)
+    return min(lengths, key=lambda b: abs(math.log(b * BLOCKS / classes)), default=None)
 
 
 def maximum_of_others(
-    logits: Float[Array, "... C"],
-    label: Int[Array, "..."],
-    blocks: int = BLOCKS,
-    axis_name: AxisName = None,
+    logits: Float[Array, "... C"], label: Int[Array, "..."], axis_name: AxisName = None
 ) -> Float[Array, "..."]:
     """max over j != label of logits_j, -inf where there is no other class."""
-    length = block_length(logits, blocks)
+    length = block_length(logits)
     if length is None:
         here = _maximum_of_others_by_mask(logits, label)
     else:
@@ -65,7 +61,7 @@ def maximum(logits: Float[Array, "... C"], axis_name: AxisName = None) -> Float[
 
 def argmax(logits: Float[Array, "... C"], axis_name: AxisName = None) -> Int[Array, "..."]:
     """The first class with the largest logit, as a label; int32."""
-    length = block_length(logits, BLOCKS)
+    length = block_length(logits)
     if length is None:
         here = _argmax_by_index(logits)
     else:

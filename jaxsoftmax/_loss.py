@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from jaxsoftmax import _extremes, _logits, _mesh, _reduction, _rows, _targets, _tiles
+from jaxsoftmax import _extremes, _labels, _logits, _mesh, _reduction, _rows, _targets, _tiles
 from jaxsoftmax._batch import Batch
 from jaxsoftmax._mesh import AxisName
 from jaxsoftmax._options import LossOptions
@@ -94,7 +94,7 @@ def negative_log_likelihoods(
     """The same where the log-probabilities are what is given."""
     losses = jnp.zeros(log_probs.shape[:-1], accumulator(log_probs.dtype))
     if targets.share is not None:
-        of_label = _rows.take_label(log_probs, targets.label, axis_name)
+        of_label = _labels.take(log_probs, targets.label, axis_name)
         losses = times(targets.share, -widen(of_label))
     if targets.coefficients is not None:
         certain = jnp.zeros_like(losses)  # log 1, from which −log p is the gap

@@ -152,21 +152,23 @@ def _without(axes: list[Any], k: int) -> list[Any]:
 
 
 def _explicit_axes(x: Array) -> tuple[Any, ...]:
-    kind = x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)
-    return tuple(getattr(kind.sharding, "spec", ()))
+    return tuple(getattr(_type(x).sharding, "spec", ()))
 
 
 def zeros_as(shapes: Any) -> Any:
     """Zeros in place of a tree of arrays or of what `jax.eval_shape` says of them."""
 
     def zeros(x: Any) -> Array:
-        explicit = x.sharding if placed_by_type(x) else None
+        explicit = _type(x).sharding if placed_by_type(x) else None
         return vary_alike(jnp.zeros(x.shape, x.dtype, device=explicit), x)
 
     return jax.tree.map(zeros, shapes)
 
 
 def _varying(x: Array) -> frozenset[Any]:
-    kind = x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)
-    axes = getattr(kind, "manual_axis_type", None)  # None for a shape outside of any mesh
+    axes = getattr(_type(x), "manual_axis_type", None)  # None for a shape outside of any mesh
     return frozenset() if axes is None else axes.varying
+
+
+def _type(x: Array | jax.ShapeDtypeStruct) -> Any:
+    return x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)

@@ -30,10 +30,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from jaxsoftmax import _extremes, _mesh, _precision
+from jaxsoftmax import _extremes, _labels, _mesh, _precision
 from jaxsoftmax._mesh import AxisName
 from jaxsoftmax._placement import on_one_cpu
-from jaxsoftmax._precision import accumulator, bits, from_bits, largest, widen, widen_apart
+from jaxsoftmax._precision import accumulator, largest, widen, widen_apart
 
 
 class RowState(NamedTuple):
@@ -55,29 +55,26 @@ class Row(NamedTuple):
 # --- observe --------------------------------------------------------------------------------------
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
 def observe(
-    logits: Float[Array, "... C"],
-    label: Int[Array, "..."],
-    axis_name: AxisName = None,
-    blocks: int = _extremes.BLOCKS,
+    logits: Float[Array, "... C"], label: Int[Array, "..."], axis_name: AxisName = None
 ) -> RowState:
     """The state of each row seen from its label; a label that is no class makes it NaN."""
-    label_logit = widen(take_label(logits, label, axis_name))
-    maximum = widen(_extremes.maximum_of_others(logits, label, blocks, axis_name))
+    label_logit = widen(_labels.take(logits, label, axis_name))
+    maximum = widen(_extremes.maximum_of_others(logits, label, axis_name))
     finite = _finite(maximum)
     # All classes go into the sum, without a mask (a mask in a reduction costs XLA:CPU a copy of
     # the logits); the label's own term is known, and comes off without loss: where the label is
     # the largest it is exactly 1 and the others sum to at least 1.
     everyone = _sum_of_exp(logits, finite, axis_name)
-    others = everyone - jnp.exp(jnp.minimum(label_logit - finite, 0.0))
+    others = everyone - jnp.minimum(jnp.exp(label_logit - finite), 1.0)
     return RowState(label_logit, maximum, others)
 
 
 @observe.defjvp
-def _observe_jvp(axis_name, blocks, primals, tangents):  # type: ignore[no-untyped-def]
+def _observe_jvp(axis_name, primals, tangents):  # type: ignore[no-untyped-def]
     logits, label = primals
-    state = observe(logits, label, axis_name, _extremes.BLOCKS_BESIDE_A_GRADIENT)
+    state = observe(logits, label, axis_name)
     # One upcast for all terms: in reverse mode they are then added in float32 and rounded once.
     tangent = widen(tangents[0])
     here = _extremes.is_class(logits, label)
@@ -92,15 +89,12 @@ def _observe_jvp(axis_name, blocks, primals, tangents):  # type: ignore[no-untyp
 def _terms(
     logits: Float[Array, "... C"], label: Int[Array, "..."], maximum: Float[Array, "..."]
 ) -> Float[Array, "... C"]:
-    """exp(min(x_j − m, 0)) for the other classes, 0 for the label."""
+    """min(exp(x_j − m), 1) for the other classes, 0 for the label."""
     here = _extremes.is_class(logits, label)
-    if logits.dtype == accumulator(logits.dtype):
-        # The exponentials of the sum in `observe`, letter by letter: XLA:CPU computes them once.
-        return jnp.where(here, 0.0, _exponentials(logits, maximum))
-    # Where they would need an array of their own, each pass keeps to itself: another upcast, and
-    # −m in place of m, since even the broadcast of a shared m is written to memory otherwise.
-    below = jnp.minimum(widen_apart(logits) + (-maximum)[..., None], 0.0)
-    return jnp.exp(jnp.where(here, -jnp.inf, below))
+    # What the sum in `observe` computes, too, XLA:CPU would write to memory for both: each pass
+    # keeps to itself, with another upcast, and −m in place of m, whose broadcast is written, too.
+    below = widen_apart(logits) + (-maximum)[..., None]
+    return jnp.exp(jnp.where(here, -jnp.inf, jnp.minimum(below, 0.0)))
 
 
 @_terms.defjvp
@@ -137,8 +131,7 @@ def _finish_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     (state,), (tangent,) = primals, tangents
     row = finish(state)
     saturated = row.top == jnp.inf
-    p_label = jnp.where(saturated, 0.0, jnp.exp(-row.loss))
-    p_others = jnp.where(saturated, 0.0, -jnp.expm1(-row.loss))  # 1 − p_k, nothing absorbed
+    p_label, p_others = (jnp.where(saturated, 0.0, p) for p in label_probability(row))
     # ∂ log S, weighted: Σ_{j≠k} p_j ẋ_j.
     others = jnp.where(state.others == 0.0, 1.0, state.others)
     moved_others = p_others / others * tangent.others
@@ -147,9 +140,17 @@ def _finish_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     return row, Row(loss, excess, jnp.zeros_like(row.top))
 
 
-def from_largest(logits: Float[Array, "... C"], axis_name: AxisName = None) -> Row:
-    """The row seen from its largest class, where nothing but the distribution is asked for."""
-    return finish(observe(logits, _extremes.argmax(logits, axis_name), axis_name))
+def from_largest(
+    logits: Float[Array, "... C"], axis_name: AxisName = None
+) -> tuple[Row, Int[Array, "..."]]:
+    """The row seen from its largest class, and which that is: for the distribution alone."""
+    label = _extremes.argmax(logits, axis_name)
+    return finish(observe(logits, label, axis_name)), label
+
+
+def label_probability(row: Row) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """p_k, and 1 − p_k with nothing absorbed."""
+    return jnp.exp(-row.loss), -jnp.expm1(-row.loss)
 
 
 def logsumexp(row: Row) -> Float[Array, "..."]:
@@ -161,51 +162,38 @@ def probabilities(
     logits: Float[Array, "... C"], axis_name: AxisName = None
 ) -> Float[Array, "... C"]:
     """exp(x_c − top) / Σ_j exp(x_j − top); all 0 where no class exists."""
-    top = _finite(_extremes.maximum(logits, axis_name))
-    total = _sum_of_exp(logits, top, axis_name)
-    scale = jnp.where(total == 0.0, 1.0, total)
-    return _exponentials(logits, top) / scale[..., None]
+    top = _finite(widen(_extremes.maximum(logits, axis_name)))
+    if logits.dtype == accumulator(logits.dtype):
+        # One array for the terms and the result: XLA:CPU writes it, sums it, divides it in place.
+        # (−0.0: a broadcast 0.0 that a gradient's pass needs too is written to memory.)
+        terms = jnp.exp(jnp.minimum(logits - top[..., None], -0.0))
+        total = _sum(terms, axis_name)
+    else:
+        total = _sum_of_exp(logits, top, axis_name)
+        terms = jnp.exp(jnp.minimum(widen_apart(logits) + (-top)[..., None], 0.0))
+    return terms / jnp.where(total == 0.0, 1.0, total)[..., None]
 
 
 def log_probabilities(logits: Float[Array, "... C"], row: Row) -> Float[Array, "... C"]:
     """−(top − x_c) − excess."""
-    return -_gap(logits, row.top) - row.excess[..., None]
+    return -_gap(widen_apart(logits), row.top) - row.excess[..., None]
+
+
+def other_probabilities(
+    logits: Float[Array, "... C"], row: Row, label: Int[Array, "..."]
+) -> Float[Array, "... C"]:
+    """p_c of a row seen from its largest class, 0 at that class and in a saturated row."""
+    below = widen_apart(logits) + (-_finite(row.top))[..., None]
+    below = jnp.where(_extremes.is_class(logits, label), -jnp.inf, below)
+    below = jnp.where(below > 0.0, 0.0, below)  # of a saturated row; min would halve ties' slopes
+    scale = jnp.where(row.top == jnp.inf, 0.0, jnp.exp(-row.excess))
+    return jnp.exp(below) * scale[..., None]
 
 
 def against_zero(logits: Float[Array, "..."]) -> Float[Array, "..."]:
     """−log σ(x): the two-class row [x, 0] seen from its first class."""
     zero = jnp.zeros_like(logits)
     return finish(RowState(label_logit=logits, maximum=zero, others=zero + 1.0)).loss
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def take_label(
-    logits: Float[Array, "... C"], label: Int[Array, "..."], axis_name: AxisName = None
-) -> Float[Array, "..."]:
-    """x_label, NaN for a label that is no class.
-
-    The derivative is a masked sum, whose transpose is a select that fuses with what is added to
-    it, where a gather's is a scatter into an array of zeros.
-    """
-    classes = logits.shape[-1]
-    if _mesh.split_by_type(logits):
-        picked = _pick_by_mask(logits, label)
-    else:
-        # An accelerator takes the mask along with the maximum; what a gather there reads, it
-        # first writes to memory (libtpu 0.0.52, 8192 x 128256 bfloat16: 2 GiB).
-        picked = lax.platform_dependent(logits, label, cpu=_pick_bits, default=_pick_by_mask)
-    return _mesh.from_owner(picked, label, classes, axis_name)
-
-
-@take_label.defjvp
-def _take_label_jvp(axis_name, primals, tangents):  # type: ignore[no-untyped-def]
-    logits, label = primals
-    # A label that is no class makes the gradient of its row NaN, as it makes the loss.
-    invalid = label == _mesh.NOWHERE
-    here = _extremes.is_class(logits, label) | invalid[..., None]
-    tangent = jnp.sum(jnp.where(here, tangents[0], 0), axis=-1)
-    loud = jnp.where(invalid, jnp.nan, 1.0).astype(tangent.dtype)
-    return take_label(logits, label, axis_name), _mesh.total(loud * tangent, axis_name)
 
 
 # --- what soft targets and statistics need beside it ----------------------------------------------
@@ -254,7 +242,7 @@ def _weighted_gap_jvp(axis_name, primals, tangents):  # type: ignore[no-untyped-
             fixed_logits = fixed
         tangent += _sum(jnp.where(fixed_logits, 0.0, coefficients * approach), axis_name)
     if not _is_zero(moved_coefficients):
-        origin = top if label is None else take_label(logits, label, axis_name)
+        origin = top if label is None else _labels.take(logits, label, axis_name)
         distance = jnp.where(fixed, 0.0, origin[..., None] - jnp.where(fixed, 0.0, logits))
         tangent += _sum(moved_coefficients * distance, axis_name)
     return weighted_gap(logits, coefficients, top, label, axis_name), tangent
@@ -289,23 +277,7 @@ def _mean_gap_jvp(axis_name, primals, tangents):  # type: ignore[no-untyped-def]
     return _mean_gap(logits, top, axis_name), _sum(slope * tangents[0], axis_name)
 
 
-def _pick_bits(logits: Array, label: Array) -> Array:
-    home = jnp.minimum(label, logits.shape[-1] - 1)[..., None]
-    return from_bits(jnp.take_along_axis(bits(logits), home, axis=-1)[..., 0], logits.dtype)
-
-
-def _pick_by_mask(logits: Array, label: Array) -> Array:
-    return jnp.sum(jnp.where(_extremes.is_class(logits, label), logits, 0), axis=-1)
-
-
 # --- helpers --------------------------------------------------------------------------------------
-
-
-def _exponentials(logits: Array, maximum: Array) -> Array:
-    """exp(min(x_j − m, 0)): no overflow where x_j is the label and far above the others."""
-    # −0.0, since a broadcast 0.0 that the gradient's pass needs too is written to memory by
-    # XLA:CPU (JAX 0.10.2, 1024 x 32000 bfloat16: 125 MiB of zeros).
-    return jnp.exp(jnp.minimum(widen(logits) - maximum[..., None], -0.0))
 
 
 def _sum(terms: Array, axis_name: AxisName) -> Array:
@@ -314,7 +286,7 @@ def _sum(terms: Array, axis_name: AxisName) -> Array:
 
 
 def _sum_of_exp(logits: Array, maximum: Array, axis_name: AxisName) -> Array:
-    """Σ_j exp(min(x_j − m, 0)), long rows in pieces on the CPU."""
+    """Σ_j min(exp(x_j − m), 1), long rows in pieces on the CPU."""
     pieces = 1 if _mesh.placed_by_type(logits) else _pieces(logits.shape[-1])
     if pieces == 1:
         here = _sum_at_once(logits, maximum)
@@ -325,18 +297,22 @@ def _sum_of_exp(logits: Array, maximum: Array, axis_name: AxisName) -> Array:
 
 
 def _sum_at_once(logits: Array, maximum: Array) -> Array:
-    return jnp.sum(_exponentials(logits, maximum), axis=-1)
+    # min(exp(·), 1) and exp(min(·, 0)) are the same; XLA:CPU has a loop of its own for exp(x − m)
+    # (JAX 0.12, 1024 x 32000 float32: 8.5 ms, against 11).
+    return jnp.sum(jnp.minimum(jnp.exp(widen(logits) - maximum[..., None]), 1.0), axis=-1)
 
 
 def _sum_in_pieces(logits: Array, maximum: Array, *, pieces: int) -> Array:
     """The same sum over shorter rows, whose sums are added.
 
     XLA:CPU's exp-sum falls off a cliff beyond 32768 classes (JAX 0.10.2, 512 x 131072 float32:
-    230 ms, as 2048 rows of 32768 thirty); only rows of a two-dimensional array help.
+    230 ms, as 2048 rows of 32768 thirty); only rows of a two-dimensional array help. The barrier
+    keeps the reshape before the upcast: after it, it costs a copy (bfloat16: 98 ms, not 20).
     """
     length = logits.shape[-1] // pieces
     maxima = jnp.broadcast_to(maximum[..., None], (*maximum.shape, pieces))
-    sums = _sum_at_once(logits.reshape(-1, length), maxima.reshape(-1))
+    rows = lax.optimization_barrier(logits.reshape(-1, length))
+    sums = _sum_at_once(rows, maxima.reshape(-1))
     return jnp.sum(sums.reshape(maxima.shape), axis=-1)
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
-from jaxtyping import Bool, Float
+from jax import Array, lax
+from jaxtyping import Bool, Float, Int
 
-from jaxsoftmax import _arguments, _extremes, _logits, _mesh, _rows
+from jaxsoftmax import _arguments, _extremes, _labels, _logits, _mesh, _rows
 from jaxsoftmax._mesh import AxisName
 from jaxsoftmax._options import axis_name_of
 from jaxsoftmax._precision import widen
@@ -141,7 +142,7 @@ def log_softmax(
     return _apply(x, mask, function=_log_softmax, axes=axes, axis_name=axis_name)
 
 
-# --- the functions over the last axis, in the accumulator's dtype, each with its rule -------------
+# --- the functions over the last axis, into the accumulator's dtype, each with its rule -----------
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -151,41 +152,58 @@ def _softmax(x: Float[Array, "... C"], axis_name: AxisName) -> Float[Array, "...
 
 @_softmax.defjvp
 def _softmax_jvp(axis_name, primals, tangents):  # type: ignore[no-untyped-def]
-    p = _softmax(primals[0], axis_name)
-    return p, p * _log_softmax_tangent(primals[0], p, tangents[0], axis_name)
+    (x,) = primals
+    moved = _Moved.by(x, tangents[0], axis_name)
+    p_top, _ = _rows.label_probability(moved.row)
+    tangent = moved.p_others * moved.others + _labels.place(p_top * moved.top, x, moved.label)
+    return _softmax(x, axis_name), tangent
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _log_softmax(x: Float[Array, "... C"], axis_name: AxisName) -> Float[Array, "... C"]:
-    return _rows.log_probabilities(x, _rows.from_largest(x, axis_name))
+    return _rows.log_probabilities(x, _rows.from_largest(x, axis_name)[0])
 
 
 @_log_softmax.defjvp
 def _log_softmax_jvp(axis_name, primals, tangents):  # type: ignore[no-untyped-def]
-    p = _softmax(primals[0], axis_name)
-    moved = _log_softmax_tangent(primals[0], p, tangents[0], axis_name)
-    return _log_softmax(primals[0], axis_name), moved
+    (x,) = primals
+    moved = _Moved.by(x, tangents[0], axis_name)
+    stuck = jnp.isinf(moved.row.top)[..., None]
+    fixed = jnp.isinf(x) | stuck | _extremes.is_class(x, moved.label)
+    tangent = jnp.where(fixed, 0.0, moved.others) + _labels.place(moved.top, x, moved.label)
+    return _log_softmax(x, axis_name), tangent
 
 
-def _log_softmax_tangent(x: Array, p: Array, tangent: Array, axis_name: AxisName) -> Array:
+class _Moved(NamedTuple):
     """∂ log p_c = ẋ_c − Σ_j p_j ẋ_j, at the largest class a as (1 − p_a) ẋ_a − Σ_{j≠a} p_j ẋ_j.
 
     1 − p_a is the sum of the others and absorbs none of them, so that the gradient at a, too, is
-    exact where the model is sure.
+    exact where the model is sure. What cannot move: classes that do not exist, and every class
+    beside one at +inf.
     """
 
-    def total(terms: Array) -> Array:
-        return _mesh.total(jnp.sum(terms, axis=-1, keepdims=True), axis_name)
+    row: _rows.Row
+    label: Int[Array, "..."]  # a
+    p_others: Float[Array, "... C"]  # p_c, 0 at a and where nothing moves
+    others: Float[Array, "... C"]  # ∂ log p_c, of no meaning where p_others is 0
+    top: Float[Array, "..."]  # ∂ log p_a
 
-    at_top = _extremes.is_class(x, _extremes.argmax(x, axis_name))
-    # What cannot move: classes that do not exist, and every class beside one at +inf.
-    fixed = jnp.isinf(x) | (_extremes.maximum(x, axis_name) == jnp.inf)[..., None]
-    others = jnp.where(at_top, 0.0, p)
-    moved_others = total(others * tangent)
-    moved_top = total(jnp.where(at_top, tangent, 0.0))
-    p_top = total(jnp.where(at_top, p, 0.0))  # max splits over ties
-    own = jnp.where(at_top, total(others) * moved_top, tangent - p_top * moved_top)
-    return jnp.where(fixed, 0.0, own - moved_others)
+    @classmethod
+    def by(cls, x: Float[Array, "... C"], tangent: Array, axis_name: AxisName) -> _Moved:
+        def total(terms: Array) -> Array:
+            return _mesh.total(jnp.sum(terms, axis=-1), axis_name)
+
+        tangent = widen(tangent)
+        row, label = _rows.from_largest(x, axis_name)
+        p_others = _rows.other_probabilities(x, row, label)
+        # Once more and not shared: see `widen_apart`.
+        again = _rows.other_probabilities(lax.optimization_barrier(x), row, label)
+        of_others = total(again * tangent)
+        of_top = total(jnp.where(_extremes.is_class(x, label), tangent, 0.0))
+        p_top, rest = _rows.label_probability(row)
+        others = tangent - (p_top * of_top + of_others)[..., None]
+        top = rest * of_top - of_others
+        return cls(row, label, p_others, others, jnp.where(jnp.isinf(row.top), 0.0, top))
 
 
 # --- any axes, `where`, any dtype -----------------------------------------------------------------
@@ -210,7 +228,7 @@ def _apply(
     axis_name: AxisName,
 ) -> Array:
     x = _classes_last(_logits.exclude(logits, where), axes)
-    result = function(widen(x), axis_name).astype(logits.dtype)
+    result = function(x, axis_name).astype(logits.dtype)
     kept = [n for i, n in enumerate(logits.shape) if i not in axes]
     result = result.reshape(*kept, *(logits.shape[a] for a in axes))
     return jnp.moveaxis(result, range(len(kept), logits.ndim), axes)
@@ -226,7 +244,7 @@ def _apply_logsumexp(
     axis_name: AxisName,
 ) -> Array:
     x = _classes_last(_logits.exclude(logits, where), axes)
-    result = _rows.logsumexp(_rows.from_largest(x, axis_name))
+    result = _rows.logsumexp(_rows.from_largest(x, axis_name)[0])
     return jnp.expand_dims(result, sorted(axes)) if keepdims else result
 
 
