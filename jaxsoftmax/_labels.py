@@ -1,7 +1,7 @@
-"""The label's entry of a row: what stands there, and a number put there.
+"""The label's entry of a row: what stands there, a number put there, the row without it.
 
-Each is the transpose of the other, and each has a form by index and one by mask. A mask fuses with
-what is around it; as a sum, XLA:CPU first writes it to memory, and XLA:TPU a gather's source.
+Each has a form by index and one by mask. A mask fuses with what is around it, but into no sum on
+XLA:CPU, which first writes it to memory; XLA:TPU does so with what a gather reads.
 """
 
 from __future__ import annotations
@@ -60,6 +60,13 @@ def place(
     return on_one_cpu(_place_by_index, _place_by_mask, values, logits, label)
 
 
+def drop(terms: Float[Array, "... C"], label: Int[Array, "..."]) -> Float[Array, "... C"]:
+    """The terms with 0 at the label, where there is no memory but that of the terms."""
+    if _extremes.block_length(terms) is None:
+        return _drop_by_mask(terms, label)
+    return on_one_cpu(_drop_by_index, _drop_by_mask, terms, label)
+
+
 def _take_by_index(logits: Array, label: Array) -> Array:
     home = jnp.minimum(label, logits.shape[-1] - 1)[..., None]
     return from_bits(jnp.take_along_axis(bits(logits), home, axis=-1)[..., 0], logits.dtype)
@@ -70,17 +77,30 @@ def _take_by_mask(logits: Array, label: Array) -> Array:
 
 
 def _place_by_index(values: Array, logits: Array, label: Array) -> Array:
-    zeros = _zeros(values, logits).reshape(-1, logits.shape[-1])
-    index = (jnp.arange(label.size), label.ravel())
-    placed = zeros.at[index].set(
-        values.ravel(), mode="drop", unique_indices=True, indices_are_sorted=True
-    )
-    return placed.reshape(logits.shape)
+    return _set(_zeros(values, logits), label, values)
 
 
 def _place_by_mask(values: Array, logits: Array, label: Array) -> Array:
     here = _extremes.is_class(logits, label)
     return jnp.where(here, values[..., None], _zeros(values, logits))
+
+
+def _drop_by_index(terms: Array, label: Array) -> Array:
+    return _set(terms, label, jnp.zeros_like(terms, shape=label.shape))
+
+
+def _drop_by_mask(terms: Array, label: Array) -> Array:
+    return jnp.where(_extremes.is_class(terms, label), 0.0, terms)
+
+
+def _set(x: Array, label: Array, values: Array) -> Array:
+    """The array with the values at the labels; a label that is no class here is none."""
+    rows = x.reshape(-1, x.shape[-1])
+    index = (jnp.arange(label.size), label.ravel())
+    rows = rows.at[index].set(
+        values.ravel(), mode="drop", unique_indices=True, indices_are_sorted=True
+    )
+    return rows.reshape(x.shape)
 
 
 def _zeros(values: Array, logits: Array) -> Array:

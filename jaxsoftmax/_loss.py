@@ -64,7 +64,7 @@ def of_rows(
     targets = _targets.make(x, label, distribution, class_weights, options.label_smoothing, axis)
     if targets.coefficients is not None or options.return_statistics:
         x = widen(x)  # several passes, whose gradients are to be added in float32
-    row = observe(x, targets, axis)
+    row = observe(x, targets, axis, options.in_chunks)
     losses = example_losses(x, row, targets, axis)
     if options.z_loss:
         losses = losses + z_losses(row, options)
@@ -73,9 +73,11 @@ def of_rows(
     return RowLosses(losses, **known_of(x, row, targets, distribution, axis))
 
 
-def observe(logits: Float[Array, "... C"], targets: Targets, axis_name: AxisName) -> Row:
+def observe(
+    logits: Float[Array, "... C"], targets: Targets, axis_name: AxisName, in_chunks: bool = False
+) -> Row:
     """The finished row of each example, seen from its label or largest class."""
-    return _rows.finish(_rows.observe(logits, targets.label, axis_name))
+    return _rows.finish(_rows.observe(logits, targets.label, axis_name, in_chunks))
 
 
 def example_losses(

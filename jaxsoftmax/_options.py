@@ -28,6 +28,7 @@ class LossOptions:
     soft_cap: float | None = None
     temperature: float = 1.0
     axis_name: Hashable | None = None
+    in_chunks: bool = False  # nobody's argument: the logits come in parts that nobody else has
 
     def __post_init__(self) -> None:
         """Check each value and store it as the plain Python type it stands for."""

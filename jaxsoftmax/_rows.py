@@ -55,13 +55,15 @@ class Row(NamedTuple):
 # --- observe --------------------------------------------------------------------------------------
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def observe(
-    logits: Float[Array, "... C"], label: Int[Array, "..."], axis_name: AxisName = None
+    logits: Float[Array, "... C"],
+    label: Int[Array, "..."],
+    axis_name: AxisName = None,
+    in_chunks: bool = False,
 ) -> RowState:
     """The state of each row seen from its label; a label that is no class makes it NaN."""
-    label_logit = widen(_labels.take(logits, label, axis_name))
-    maximum = widen(_extremes.maximum_of_others(logits, label, axis_name))
+    label_logit, maximum = _landmarks(logits, label, axis_name)
     finite = _finite(maximum)
     # All classes go into the sum, without a mask (a mask in a reduction costs XLA:CPU a copy of
     # the logits); the label's own term is known, and comes off without loss: where the label is
@@ -72,17 +74,31 @@ def observe(
 
 
 @observe.defjvp
-def _observe_jvp(axis_name, primals, tangents):  # type: ignore[no-untyped-def]
+def _observe_jvp(axis_name, in_chunks, primals, tangents):  # type: ignore[no-untyped-def]
     logits, label = primals
-    state = observe(logits, label, axis_name)
     # One upcast for all terms: in reverse mode they are then added in float32 and rounded once.
     tangent = widen(tangents[0])
-    here = _extremes.is_class(logits, label)
+    if logits.dtype == accumulator(logits.dtype) and not in_chunks:
+        # The gradient is written over the terms: with them there already, S is their sum.
+        label_logit, maximum = _landmarks(logits, label, axis_name)
+        terms = _terms(logits, label, _finite(maximum))
+        state = RowState(label_logit, maximum, _sum(terms, axis_name))
+    else:
+        # It is written elsewhere, or over the logits: no array of terms, each pass has its own.
+        state = observe(logits, label, axis_name, in_chunks)
+        terms = _terms_apart(logits, label, _finite(state.maximum))
     # ∂x_k = ẋ_k, where x_k is a number that can move; ∂S = Σ_{j≠k} exp(x_j − m) ẋ_j.
+    here = _extremes.is_class(logits, label)
     label_tangent = _sum(jnp.where(here, tangent, 0.0), axis_name)
     label_tangent = jnp.where(jnp.isinf(state.label_logit), 0.0, label_tangent)
-    others_tangent = _sum(_terms(logits, label, _finite(state.maximum)) * tangent, axis_name)
+    others_tangent = _sum(terms * tangent, axis_name)
     return state, RowState(label_tangent, jnp.zeros_like(state.maximum), others_tangent)
+
+
+def _landmarks(logits: Array, label: Array, axis_name: AxisName) -> tuple[Array, Array]:
+    """x_k and m."""
+    maximum = _extremes.maximum_of_others(logits, label, axis_name)
+    return widen(_labels.take(logits, label, axis_name)), widen(maximum)
 
 
 @jax.custom_jvp
@@ -90,17 +106,27 @@ def _terms(
     logits: Float[Array, "... C"], label: Int[Array, "..."], maximum: Float[Array, "..."]
 ) -> Float[Array, "... C"]:
     """min(exp(x_j − m), 1) for the other classes, 0 for the label."""
-    here = _extremes.is_class(logits, label)
-    # What the sum in `observe` computes, too, XLA:CPU would write to memory for both: each pass
-    # keeps to itself, with another upcast, and −m in place of m, whose broadcast is written, too.
-    below = widen_apart(logits) + (-maximum)[..., None]
-    return jnp.exp(jnp.where(here, -jnp.inf, jnp.minimum(below, 0.0)))
+    # −0.0: a broadcast 0.0 that the gradient's pass needs too is written to memory.
+    return _labels.drop(jnp.exp(jnp.minimum(logits - maximum[..., None], -0.0)), label)
 
 
-@_terms.defjvp
-def _terms_jvp(primals, tangents):  # type: ignore[no-untyped-def]
-    terms = _terms(*primals)
+@jax.custom_jvp
+def _terms_apart(
+    logits: Float[Array, "... C"], label: Int[Array, "..."], maximum: Float[Array, "..."]
+) -> Float[Array, "... C"]:
+    """The same in one pass, of which the sum in `observe` shares nothing."""
+    # −m, since even the broadcast of a shared m is written to memory.
+    below = jnp.minimum(widen_apart(logits) + (-maximum)[..., None], 0.0)
+    return jnp.exp(jnp.where(_extremes.is_class(logits, label), -jnp.inf, below))
+
+
+def _terms_jvp(terms_of, primals, tangents):  # type: ignore[no-untyped-def]
+    terms = terms_of(*primals)
     return terms, terms * widen(tangents[0])
+
+
+_terms.defjvp(partial(_terms_jvp, _terms))
+_terms_apart.defjvp(partial(_terms_jvp, _terms_apart))
 
 
 # --- finish ---------------------------------------------------------------------------------------

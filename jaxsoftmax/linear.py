@@ -116,6 +116,7 @@ def linear_cross_entropy(
         soft_cap=soft_cap,
         temperature=temperature,
         axis_name=axis_name,
+        in_chunks=True,
     )
     tokens = chunk_size_of(chunk_size)
     shards = _mesh.shards(options.axis_name)
