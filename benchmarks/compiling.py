@@ -60,10 +60,13 @@ def programs(suite: str, quick: bool) -> list[Any]:
 
 def _describe(program: Any, devices: Any, platform: str) -> dict[str, Any]:
     from benchmarks import collectives
+    from jaxsoftmax import tuning
 
+    target = devices.flat[0]
     start = time.perf_counter()
     try:
-        compiled = program.lowered(devices, platform).compile()
+        with tuning.compiling_for(tuning.Device(target.platform, target.device_kind)):
+            compiled = program.lowered(devices, platform).compile()
     except ModuleNotFoundError:
         return {"status": "not installed"}
     except Exception as problem:  # too large for the device, for instance: that is the result
