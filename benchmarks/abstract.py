@@ -18,7 +18,7 @@ from benchmarks.registry import OURS
 
 GEMMA_2B = (8192, 2304, 256000)  # the case of the paper of cut cross-entropy
 LLAMA_8B = (16384, 4096, 128256)
-QUICK = (256, 64, 2048)
+QUICK = (256, 128, 2048)
 SMALL_CHUNK = 128
 
 
@@ -96,12 +96,11 @@ def memory_programs(*, quick: bool) -> Iterator[Abstract]:
     yield Abstract(default, both, sizes, mixed, _both(partial(_loss, None)), wide)
 
 
-def _by(implementation: str, hidden: Array, kernel: Array, labels: Array) -> Array:
-    return jaxsoftmax.linear_cross_entropy(hidden, kernel, labels, implementation=implementation)
+def _by_kernel(hidden: Array, kernel: Array, labels: Array) -> Array:
+    return jaxsoftmax.linear_cross_entropy(hidden, kernel, labels, implementation="mosaic_tpu")
 
 
 _AOT_CHUNKS = (2048, 8192)  # beside the default
-_KERNELS = {"mosaic_tpu": "tpu", "mosaic_gpu": "cuda"}
 
 
 def aot_programs(*, quick: bool) -> Iterator[Abstract]:
@@ -114,12 +113,11 @@ def aot_programs(*, quick: bool) -> Iterator[Abstract]:
             name = OURS if chunk is None else f"{OURS}, chunk_size={chunk}"
             function = _both(partial(_loss, chunk))
             yield Abstract(name, f"linear, {both}", sizes, "bfloat16", function, arguments)
-        for kernel, platform in _KERNELS.items():
-            name, loss = f"{OURS}, {kernel}", partial(_by, kernel)
-            forward = (name, "linear, forward", sizes, "bfloat16", loss, arguments)
-            yield Abstract(*forward, only=platform)
-            gradients = (name, f"linear, {both}", sizes, "bfloat16", _both(loss), arguments)
-            yield Abstract(*gradients, only=platform)
+        name = f"{OURS}, mosaic_tpu"
+        forward = (name, "linear, forward", sizes, "bfloat16", _by_kernel, arguments)
+        yield Abstract(*forward, only="tpu")
+        gradients = (name, f"linear, {both}", sizes, "bfloat16", _both(_by_kernel), arguments)
+        yield Abstract(*gradients, only="tpu")
         yield Abstract("optax", "linear, forward", sizes, "bfloat16", _optax, arguments)
         yield Abstract("optax", f"linear, {both}", sizes, "bfloat16", _both(_optax), arguments)
     rows, classes = (256, 2048) if quick else (8192, 128256)
