@@ -82,16 +82,16 @@ def _observe_jvp(axis_name, in_chunks, primals, tangents):  # type: ignore[no-un
         # The gradient is written over the terms: with them there already, S is their sum.
         label_logit, maximum = _landmarks(logits, label, axis_name)
         terms = _terms(logits, label, _finite(maximum))
-        state = RowState(label_logit, maximum, _sum(terms, axis_name))
+        state = RowState(label_logit, maximum, over_classes(terms, axis_name))
     else:
         # It is written elsewhere, or over the logits: no array of terms, each pass has its own.
         state = observe(logits, label, axis_name, in_chunks)
         terms = _terms_apart(logits, label, _finite(state.maximum))
     # ∂x_k = ẋ_k, where x_k is a number that can move; ∂S = Σ_{j≠k} exp(x_j − m) ẋ_j.
     here = _extremes.is_class(logits, label)
-    label_tangent = _sum(jnp.where(here, tangent, 0.0), axis_name)
+    label_tangent = over_classes(jnp.where(here, tangent, 0.0), axis_name)
     label_tangent = jnp.where(jnp.isinf(state.label_logit), 0.0, label_tangent)
-    others_tangent = _sum(terms * tangent, axis_name)
+    others_tangent = over_classes(terms * tangent, axis_name)
     return state, RowState(label_tangent, jnp.zeros_like(state.maximum), others_tangent)
 
 
@@ -193,7 +193,7 @@ def probabilities(
         # One array for the terms and the result: XLA:CPU writes it, sums it, divides it in place.
         # (−0.0: a broadcast 0.0 that a gradient's pass needs too is written to memory.)
         terms = jnp.exp(jnp.minimum(logits - top[..., None], -0.0))
-        total = _sum(terms, axis_name)
+        total = over_classes(terms, axis_name)
     else:
         total = _sum_of_exp(logits, top, axis_name)
         terms = jnp.exp(jnp.minimum(widen_apart(logits) + (-top)[..., None], 0.0))
@@ -241,7 +241,7 @@ def weighted_gap(
     Without a label, top is a constant under differentiation; with one, it moves with x_label.
     """
     gap = _gap(logits, top)
-    return _sum(jnp.where(coefficients == 0.0, 0.0, coefficients * gap), axis_name)
+    return over_classes(jnp.where(coefficients == 0.0, 0.0, coefficients * gap), axis_name)
 
 
 def _weighted_gap_jvp(axis_name, primals, tangents):  # type: ignore[no-untyped-def]
@@ -258,7 +258,7 @@ def _weighted_gap_jvp(axis_name, primals, tangents):  # type: ignore[no-untyped-
             # class that does not exist, only x_k moves (and its coefficient not: the second
             # derivatives are symmetric).
             here = _extremes.is_class(logits, label)
-            top_tangent = _sum(jnp.where(here, moved_logits, 0.0), axis_name)
+            top_tangent = over_classes(jnp.where(here, moved_logits, 0.0), axis_name)
             missing = jnp.isinf(gap)
             coefficients = jnp.where(missing, lax.stop_gradient(coefficients), coefficients)
             approach = jnp.where(missing, 0.0, approach) + top_tangent[..., None]
@@ -266,11 +266,11 @@ def _weighted_gap_jvp(axis_name, primals, tangents):  # type: ignore[no-untyped-
             fixed_logits = jnp.broadcast_to(jnp.isinf(top)[..., None], gap.shape)
         else:
             fixed_logits = fixed
-        tangent += _sum(jnp.where(fixed_logits, 0.0, coefficients * approach), axis_name)
+        tangent += over_classes(jnp.where(fixed_logits, 0.0, coefficients * approach), axis_name)
     if not _is_zero(moved_coefficients):
         origin = top if label is None else _labels.take(logits, label, axis_name)
         distance = jnp.where(fixed, 0.0, origin[..., None] - jnp.where(fixed, 0.0, logits))
-        tangent += _sum(moved_coefficients * distance, axis_name)
+        tangent += over_classes(moved_coefficients * distance, axis_name)
     return weighted_gap(logits, coefficients, top, label, axis_name), tangent
 
 
@@ -290,7 +290,7 @@ def _mean_gap(
 ) -> Float[Array, "..."]:
     """Σ_j exp(x_j − top) (top − x_j), top being a constant."""
     gap = _gap(logits, top)
-    return _sum(jnp.exp(-gap) * jnp.where(jnp.isinf(gap), 0.0, gap), axis_name)
+    return over_classes(jnp.exp(-gap) * jnp.where(jnp.isinf(gap), 0.0, gap), axis_name)
 
 
 @_mean_gap.defjvp
@@ -300,13 +300,13 @@ def _mean_gap_jvp(axis_name, primals, tangents):  # type: ignore[no-untyped-def]
     fixed = jnp.isinf(gap) | jnp.isinf(top)[..., None]
     distance = jnp.where(fixed, 0.0, top[..., None] - jnp.where(fixed, 0.0, logits))
     slope = jnp.where(fixed, 0.0, jnp.exp(-distance) * (distance - 1.0))
-    return _mean_gap(logits, top, axis_name), _sum(slope * tangents[0], axis_name)
+    return _mean_gap(logits, top, axis_name), over_classes(slope * tangents[0], axis_name)
 
 
 # --- helpers --------------------------------------------------------------------------------------
 
 
-def _sum(terms: Array, axis_name: AxisName) -> Array:
+def over_classes(terms: Array, axis_name: AxisName) -> Array:
     """Σ over all classes, those of the other shards too."""
     return _mesh.total(jnp.sum(terms, axis=-1), axis_name)
 

@@ -190,16 +190,14 @@ class _Moved(NamedTuple):
 
     @classmethod
     def by(cls, x: Float[Array, "... C"], tangent: Array, axis_name: AxisName) -> _Moved:
-        def total(terms: Array) -> Array:
-            return _mesh.total(jnp.sum(terms, axis=-1), axis_name)
-
         tangent = widen(tangent)
         row, label = _rows.from_largest(x, axis_name)
         p_others = _rows.other_probabilities(x, row, label)
         # Once more and not shared: see `widen_apart`.
         again = _rows.other_probabilities(lax.optimization_barrier(x), row, label)
-        of_others = total(again * tangent)
-        of_top = total(jnp.where(_extremes.is_class(x, label), tangent, 0.0))
+        of_others = _rows.over_classes(again * tangent, axis_name)
+        at_top = jnp.where(_extremes.is_class(x, label), tangent, 0.0)
+        of_top = _rows.over_classes(at_top, axis_name)
         p_top, rest = _rows.label_probability(row)
         others = tangent - (p_top * of_top + of_others)[..., None]
         top = rest * of_top - of_others
