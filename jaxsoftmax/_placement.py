@@ -3,6 +3,9 @@
 XLA:CPU wants some reductions in forms of their own (blocks of a row, pieces of a row) that it runs
 several times as fast. Over a mesh those forms reshape and gather along the sharded classes, and
 GSPMD then moves the logits between the devices: they are for a program that one CPU runs alone.
+An accelerator reads the logits once where a reduction does all that there is to do. Of such a
+reduction over sharded classes GSPMD gathers the results of all devices, where a maximum and a sum
+are each as large as one.
 How many devices will run it is not known when it is traced, where arrays carry no sharding.
 """
 
@@ -26,6 +29,15 @@ def on_one_cpu(fast: Callable[..., Array], portable: Callable[..., Array], *args
         return lax.cond(_alone.bind(), fast, portable, *args)
 
     return lax.platform_dependent(*args, cpu=on_cpu, default=portable)
+
+
+def on_one_accelerator(fast: Callable[..., Any], portable: Callable[..., Any], *args: Any) -> Any:
+    """`fast(*args)` where one accelerator runs the whole program, `portable(*args)` elsewhere."""
+
+    def on_accelerator(*args: Any) -> Any:
+        return lax.cond(_alone.bind(), fast, portable, *args)
+
+    return lax.platform_dependent(*args, cpu=portable, default=on_accelerator)
 
 
 _alone = Primitive("jaxsoftmax_alone")

@@ -27,6 +27,11 @@ def largest(x: Array) -> float:
     return float(jnp.finfo(x.dtype).max)
 
 
+def finite(x: Array) -> Array:
+    """The number, or where that is infinite the largest finite one of its sign."""
+    return jnp.clip(x, -largest(x), largest(x))
+
+
 def widen(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """X in the accumulator's dtype."""
     return x.astype(accumulator(x.dtype))

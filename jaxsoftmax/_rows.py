@@ -14,7 +14,7 @@ the sum and adds it by log1p (Blanchard, Higham and Higham, IMA J. Numer. Anal. 
 m is a constant under differentiation: it cancels in every quantity below, and S carries the
 derivative. (Reading it through max would split the derivative over ties and spoil the Hessian.)
 Where the classes are split over a mesh (`axis_name`), a row is observed on every device and the
-states meet in the sums and maxima below: each is a number a row, the same on all devices.
+states meet: each is a number a row, the same on all devices.
 
 A class that does not exist has logit −inf. A row that holds +inf is saturated: its probability
 sits on the infinite classes, in equal parts, and nothing finite moves it: its gradient is 0.
@@ -23,17 +23,17 @@ sits on the infinite classes, in equal parts, and nothing finite moves it: its g
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from jaxsoftmax import _extremes, _labels, _mesh, _precision
+from jaxsoftmax import _extremes, _labels, _mesh, _online, _passes, _precision
 from jaxsoftmax._mesh import AxisName
-from jaxsoftmax._placement import on_one_cpu
-from jaxsoftmax._precision import accumulator, largest, widen, widen_apart
+from jaxsoftmax._placement import on_one_accelerator
+from jaxsoftmax._precision import accumulator, finite, largest, widen, widen_apart
 
 
 class RowState(NamedTuple):
@@ -63,14 +63,8 @@ def observe(
     in_chunks: bool = False,
 ) -> RowState:
     """The state of each row seen from its label; a label that is no class makes it NaN."""
-    label_logit, maximum = _landmarks(logits, label, axis_name)
-    finite = _finite(maximum)
-    # All classes go into the sum, without a mask (a mask in a reduction costs XLA:CPU a copy of
-    # the logits); the label's own term is known, and comes off without loss: where the label is
-    # the largest it is exactly 1 and the others sum to at least 1.
-    everyone = _sum_of_exp(logits, finite, axis_name)
-    others = everyone - jnp.minimum(jnp.exp(label_logit - finite), 1.0)
-    return RowState(label_logit, maximum, others)
+    here = _once(_online.of_others, _passes.of_others, logits, label)
+    return _meet(RowState(*here), label, logits.shape[-1], axis_name)
 
 
 @observe.defjvp
@@ -78,15 +72,15 @@ def _observe_jvp(axis_name, in_chunks, primals, tangents):  # type: ignore[no-un
     logits, label = primals
     # One upcast for all terms: in reverse mode they are then added in float32 and rounded once.
     tangent = widen(tangents[0])
-    if logits.dtype == accumulator(logits.dtype) and not in_chunks:
-        # The gradient is written over the terms: with them there already, S is their sum.
-        label_logit, maximum = _landmarks(logits, label, axis_name)
-        terms = _terms(logits, label, _finite(maximum))
-        state = RowState(label_logit, maximum, over_classes(terms, axis_name))
+    observed = partial(observe, axis_name=axis_name, in_chunks=in_chunks)
+    if logits.dtype == accumulator(logits.dtype) and not in_chunks and axis_name is None:
+        # XLA:CPU writes the gradient over the terms: with them there already, S is their sum.
+        state = lax.platform_dependent(logits, label, cpu=_observe_by_terms, default=observed)
+        terms = _terms(logits, label, finite(state.maximum))
     else:
         # It is written elsewhere, or over the logits: no array of terms, each pass has its own.
-        state = observe(logits, label, axis_name, in_chunks)
-        terms = _terms_apart(logits, label, _finite(state.maximum))
+        state = observed(logits, label)
+        terms = _terms_apart(logits, label, finite(state.maximum))
     # ∂x_k = ẋ_k, where x_k is a number that can move; ∂S = Σ_{j≠k} exp(x_j − m) ẋ_j.
     here = _extremes.is_class(logits, label)
     label_tangent = over_classes(jnp.where(here, tangent, 0.0), axis_name)
@@ -95,10 +89,22 @@ def _observe_jvp(axis_name, in_chunks, primals, tangents):  # type: ignore[no-un
     return state, RowState(label_tangent, jnp.zeros_like(state.maximum), others_tangent)
 
 
-def _landmarks(logits: Array, label: Array, axis_name: AxisName) -> tuple[Array, Array]:
-    """x_k and m."""
-    maximum = _extremes.maximum_of_others(logits, label, axis_name)
-    return widen(_labels.take(logits, label, axis_name)), widen(maximum)
+def _observe_by_terms(logits: Array, label: Array) -> RowState:
+    label_logit, maximum = _passes.landmarks(logits, label)
+    terms = _terms(logits, label, finite(maximum))
+    return _meet(RowState(label_logit, maximum, jnp.sum(terms, axis=-1)), label, logits.shape[-1])
+
+
+def _meet(
+    here: RowState, label: Int[Array, "..."], classes: int, axis_name: AxisName = None
+) -> RowState:
+    """The state of a row of which this device has observed so many classes."""
+    label_logit = _mesh.from_owner(here.label_logit, label, classes, axis_name)
+    if axis_name is None:
+        return here._replace(label_logit=label_logit)
+    maximum = _mesh.maximum(here.maximum, axis_name)
+    rebased = here.others * jnp.exp(finite(here.maximum) - finite(maximum))
+    return RowState(label_logit, maximum, _mesh.total(rebased, axis_name))
 
 
 @jax.custom_jvp
@@ -137,7 +143,7 @@ def finish(state: RowState) -> Row:
     """−log p_k, logsumexp(x) − max(x) and max(x) of each row."""
     # The difference of two logits rounds, too: at 64 half an ulp is 4e-6, and e^gap inherits it.
     label_logit = jnp.minimum(state.label_logit, largest(state.label_logit))
-    gap, error = _precision.two_sum(_finite(state.maximum), -label_logit)
+    gap, error = _precision.two_sum(finite(state.maximum), -label_logit)
     gap = jnp.where((state.label_logit == jnp.inf) & (state.maximum < jnp.inf), -jnp.inf, gap)
     # The label is the largest: log1p(S e^gap), in two halves so that only the result underflows.
     half = jnp.exp(0.5 * jnp.minimum(gap, 0.0))
@@ -174,6 +180,23 @@ def from_largest(
     return finish(observe(logits, label, axis_name)), label
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def of_distribution(logits: Float[Array, "... C"], axis_name: AxisName = None) -> Row:
+    """The same row where nobody asks which class is the largest."""
+    if axis_name is not None:
+        return from_largest(logits, axis_name)[0]
+
+    def in_passes(logits: Array) -> tuple[Array, Array, Array]:
+        return _passes.of_others(logits, _extremes.argmax(logits))
+
+    return finish(RowState(*_once(_online.of_others_than_largest, in_passes, logits)))
+
+
+@of_distribution.defjvp
+def _of_distribution_jvp(axis_name, primals, tangents):  # type: ignore[no-untyped-def]
+    return jax.jvp(lambda x: from_largest(x, axis_name)[0], primals, tangents)
+
+
 def label_probability(row: Row) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """p_k, and 1 − p_k with nothing absorbed."""
     return jnp.exp(-row.loss), -jnp.expm1(-row.loss)
@@ -188,15 +211,28 @@ def probabilities(
     logits: Float[Array, "... C"], axis_name: AxisName = None
 ) -> Float[Array, "... C"]:
     """exp(x_c − top) / Σ_j exp(x_j − top); all 0 where no class exists."""
-    top = _finite(widen(_extremes.maximum(logits, axis_name)))
+    in_passes = partial(_probabilities_in_passes, axis_name=axis_name)
+    if axis_name is not None:
+        return in_passes(logits)
+    return _once(_probabilities_online, in_passes, logits)
+
+
+def _probabilities_in_passes(logits: Array, *, axis_name: AxisName) -> Array:
+    top = finite(widen(_extremes.maximum(logits, axis_name)))
     if logits.dtype == accumulator(logits.dtype):
         # One array for the terms and the result: XLA:CPU writes it, sums it, divides it in place.
         # (−0.0: a broadcast 0.0 that a gradient's pass needs too is written to memory.)
         terms = jnp.exp(jnp.minimum(logits - top[..., None], -0.0))
         total = over_classes(terms, axis_name)
     else:
-        total = _sum_of_exp(logits, top, axis_name)
+        total = _mesh.total(_passes.sum_of_exp(logits, top), axis_name)
         terms = jnp.exp(jnp.minimum(widen_apart(logits) + (-top)[..., None], 0.0))
+    return terms / jnp.where(total == 0.0, 1.0, total)[..., None]
+
+
+def _probabilities_online(logits: Array) -> Array:
+    maximum, total = _online.of_all(logits)
+    terms = jnp.exp(jnp.minimum(widen(logits) - finite(maximum)[..., None], 0.0))
     return terms / jnp.where(total == 0.0, 1.0, total)[..., None]
 
 
@@ -209,7 +245,7 @@ def other_probabilities(
     logits: Float[Array, "... C"], row: Row, label: Int[Array, "..."]
 ) -> Float[Array, "... C"]:
     """p_c of a row seen from its largest class, 0 at that class and in a saturated row."""
-    below = widen_apart(logits) + (-_finite(row.top))[..., None]
+    below = widen_apart(logits) + (-finite(row.top))[..., None]
     below = jnp.where(_extremes.is_class(logits, label), -jnp.inf, below)
     below = jnp.where(below > 0.0, 0.0, below)  # of a saturated row; min would halve ties' slopes
     scale = jnp.where(row.top == jnp.inf, 0.0, jnp.exp(-row.excess))
@@ -306,59 +342,24 @@ def _mean_gap_jvp(axis_name, primals, tangents):  # type: ignore[no-untyped-def]
 # --- helpers --------------------------------------------------------------------------------------
 
 
+def _once(online: Any, in_passes: Any, logits: Array, *rest: Array) -> Any:
+    """The reduction in one pass where an accelerator has the whole row."""
+    if _mesh.split_by_type(logits):
+        return in_passes(logits, *rest)
+    if _mesh.placed_by_type(logits):
+        return lax.platform_dependent(logits, *rest, cpu=in_passes, default=online)
+    return on_one_accelerator(online, in_passes, logits, *rest)
+
+
 def over_classes(terms: Array, axis_name: AxisName) -> Array:
     """Σ over all classes, those of the other shards too."""
     return _mesh.total(jnp.sum(terms, axis=-1), axis_name)
-
-
-def _sum_of_exp(logits: Array, maximum: Array, axis_name: AxisName) -> Array:
-    """Σ_j min(exp(x_j − m), 1), long rows in pieces on the CPU."""
-    pieces = 1 if _mesh.placed_by_type(logits) else _pieces(logits.shape[-1])
-    if pieces == 1:
-        here = _sum_at_once(logits, maximum)
-    else:
-        in_pieces = partial(_sum_in_pieces, pieces=pieces)
-        here = on_one_cpu(in_pieces, _sum_at_once, logits, maximum)
-    return _mesh.total(here, axis_name)
-
-
-def _sum_at_once(logits: Array, maximum: Array) -> Array:
-    # min(exp(·), 1) and exp(min(·, 0)) are the same; XLA:CPU has a loop of its own for exp(x − m)
-    # (JAX 0.12, 1024 x 32000 float32: 8.5 ms, against 11).
-    return jnp.sum(jnp.minimum(jnp.exp(widen(logits) - maximum[..., None]), 1.0), axis=-1)
-
-
-def _sum_in_pieces(logits: Array, maximum: Array, *, pieces: int) -> Array:
-    """The same sum over shorter rows, whose sums are added.
-
-    XLA:CPU's exp-sum falls off a cliff beyond 32768 classes (JAX 0.10.2, 512 x 131072 float32:
-    230 ms, as 2048 rows of 32768 thirty); only rows of a two-dimensional array help. The barrier
-    keeps the reshape before the upcast: after it, it costs a copy (bfloat16: 98 ms, not 20).
-    """
-    length = logits.shape[-1] // pieces
-    maxima = jnp.broadcast_to(maximum[..., None], (*maximum.shape, pieces))
-    rows = lax.optimization_barrier(logits.reshape(-1, length))
-    sums = _sum_at_once(rows, maxima.reshape(-1))
-    return jnp.sum(sums.reshape(maxima.shape), axis=-1)
-
-
-_LONGEST_ROW = 32768
-
-
-def _pieces(classes: int) -> int:
-    """Into how many rows of at most `_LONGEST_ROW` a row is cut; 1 where no number divides it."""
-    fewest = -(-classes // _LONGEST_ROW)
-    return next((n for n in range(fewest, 4 * fewest) if classes % n == 0), 1)
 
 
 def _gap(logits: Array, top: Array) -> Array:
     """Top − x_c >= 0: +inf for a class that does not exist, 0 at the top even where it is inf."""
     below = top[..., None]
     return jnp.where(logits == -jnp.inf, jnp.inf, jnp.where(logits == below, 0.0, below - logits))
-
-
-def _finite(x: Array) -> Array:
-    return jnp.clip(x, -largest(x), largest(x))
 
 
 def _is_zero(tangent: object) -> bool:

@@ -21,7 +21,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from jaxsoftmax import _rows
-from jaxsoftmax._precision import largest
+from jaxsoftmax._precision import finite
 
 
 class Carry(NamedTuple):
@@ -83,7 +83,7 @@ def observe(carry: Carry, strips: Sequence[Strip]) -> Carry:
     maximum = reduce(jnp.maximum, [s.logits for s in strips], carry.maximum)
     first = None if carry.statistics is None else _first(carry, maximum, strips)
     carry = _rebase(carry, maximum)
-    origin = _finite(maximum)
+    origin = finite(maximum)
     for strip in strips:
         # min, for the infinite logits that are the maximum.
         below = jnp.minimum(strip.logits - origin, 0.0)
@@ -143,7 +143,7 @@ def entropy(carry: Carry, row: _rows.Row) -> Float[Array, "..."]:
     """−Σ_j p_j log p_j = excess + Σ_j p_j (top − x_j), as in `_rows`."""
     moved = _rebase(carry, row.top).statistics
     assert moved is not None
-    below = jnp.minimum(carry.label_logit - _finite(row.top), 0.0)
+    below = jnp.minimum(carry.label_logit - finite(row.top), 0.0)
     of_label = jnp.where(jnp.isinf(below), 0.0, -jnp.exp(below) * below)
     return row.excess + jnp.exp(-row.excess) * (moved.spread + of_label)
 
@@ -155,7 +155,7 @@ def smoothed(
     moved = _rebase(carry, row.top).smoothing
     assert moved is not None
     exists = carry.label_logit != -jnp.inf
-    below = jnp.minimum(carry.label_logit - _finite(row.top), 0.0)
+    below = jnp.minimum(carry.label_logit - finite(row.top), 0.0)
     existing, mass, gap = _add(moved, label_weight, below, exists)
     # Seen from an infinite logit, a finite one is infinitely far, whatever its gap came to.
     gap = jnp.where((row.top == jnp.inf) & (gap > 0.0), jnp.inf, gap)
@@ -169,7 +169,7 @@ def _rebase(carry: Carry, maximum: Float[Array, "..."]) -> Carry:
     """Everything measured from another maximum, at least as large as the old one."""
     # Where no class was seen there is nothing to bring along, from however far.
     nothing = carry.maximum == -jnp.inf
-    step = jnp.where(nothing, 0.0, _finite(maximum) - _finite(carry.maximum))
+    step = jnp.where(nothing, 0.0, finite(maximum) - finite(carry.maximum))
     shrink = jnp.exp(-step)
     statistics, smoothing = carry.statistics, carry.smoothing
     if statistics is not None:
@@ -198,7 +198,3 @@ def _first(carry: Carry, maximum: Array, strips: Sequence[Strip]) -> Array:
     for strip in reversed(strips):
         first = jnp.where(strip.logits == maximum, strip.classes, first)
     return jnp.where(carry.maximum < maximum, first, carry.statistics.largest)
-
-
-def _finite(x: Array) -> Array:
-    return jnp.clip(x, -largest(x), largest(x))

@@ -161,7 +161,7 @@ def _softmax_jvp(axis_name, primals, tangents):  # type: ignore[no-untyped-def]
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _log_softmax(x: Float[Array, "... C"], axis_name: AxisName) -> Float[Array, "... C"]:
-    return _rows.log_probabilities(x, _rows.from_largest(x, axis_name)[0])
+    return _rows.log_probabilities(x, _rows.of_distribution(x, axis_name))
 
 
 @_log_softmax.defjvp
@@ -242,7 +242,7 @@ def _apply_logsumexp(
     axis_name: AxisName,
 ) -> Array:
     x = _classes_last(_logits.exclude(logits, where), axes)
-    result = _rows.logsumexp(_rows.from_largest(x, axis_name)[0])
+    result = _rows.logsumexp(_rows.of_distribution(x, axis_name))
     return jnp.expand_dims(result, sorted(axes)) if keepdims else result
 
 

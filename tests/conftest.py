@@ -18,6 +18,8 @@ CHECKED = [
     "_extremes",
     "_logits",
     "_loss",
+    "_online",
+    "_passes",
     "_precision",
     "_reduction",
     "_rows",

@@ -1,0 +1,272 @@
+"""The one-pass reduction that accelerators get, run here: its merges, and the losses made with it.
+
+XLA:CPU adds one number after the other, so that rows are short: what a lane of an accelerator sees.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxsoftmax
+from jaxsoftmax import _online
+
+ULP = 2.0**-23
+CLASSES = 700
+FLOAT32 = {"rtol": 2e-6, "atol": 1e-6}
+
+
+@pytest.fixture
+def on_an_accelerator(monkeypatch):
+    """Every computation in the form that it has where it is not the CPU that runs it."""
+    jax.clear_caches()
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *xs, default, **_: default(*xs))
+    monkeypatch.setattr(jaxsoftmax._placement._alone, "bind", lambda: True)
+    yield
+    jax.clear_caches()
+
+
+def rows(count=12, classes=CLASSES, scale=4.0):
+    rng = np.random.default_rng(count + classes)
+    return jnp.asarray(scale * rng.normal(size=(count, classes)), jnp.float32)
+
+
+def labels_of(logits):
+    count, classes = logits.shape
+    labels = np.random.default_rng(classes).integers(0, classes, count)
+    labels[: count // 2] = np.asarray(logits).argmax(-1)[: count // 2]
+    return jnp.asarray(labels, jnp.int32)
+
+
+# --- the reduction --------------------------------------------------------------------------------
+
+SLOPES = {
+    "up by 1": np.linspace(0.0, 1.0, 1000),
+    "up by 0.1": np.linspace(0.0, 0.1, 1000),
+    "up by 10, far out": np.linspace(1000.0, 1010.0, 1000),
+    "up by 30": np.linspace(-30.0, 0.0, 1000),
+    "up by 1000": np.linspace(0.0, 1000.0, 1000),
+    "down by 1": np.linspace(1.0, 0.0, 1000),
+    "in no order": 3.0 * np.random.default_rng(0).normal(size=1000),
+}
+
+
+@pytest.mark.parametrize("name", SLOPES)
+def test_a_slope_is_not_rounded_at_every_step(name):
+    """With the maximum for an anchor, "up by 0.1" and "far out" are off by 20 ulps and more."""
+    row = SLOPES[name].astype(np.float32)
+    x = jnp.asarray(row)[None]
+    for found, classes in (
+        (_online.of_all(x), row),
+        (_online.of_others(x, jnp.array([0]))[1:], np.delete(row, 0)),
+        (_online.of_others_than_largest(x)[1:], np.delete(row, row.argmax())),
+    ):
+        maximum, total = (np.asarray(part)[0] for part in found)
+        assert maximum == classes.max()
+        terms = np.exp(classes.astype(np.float64) - maximum)
+        # A thousand additions, each of which rounds.
+        assert oracles.relative_error(total, terms.sum()) < 8 * ULP
+
+
+@pytest.mark.parametrize("order", ["forwards", "backwards"])
+def test_the_second_largest_is_the_maximum_of_the_others(order):
+    row = jnp.array([[0.0, 5.0, 3.0, 5.0, -jnp.inf], [7.0, 1.0, 2.0, 3.0, 4.0]])
+    row = row if order == "forwards" else row[:, ::-1]
+    largest, maximum, total = _online.of_others_than_largest(row)
+    np.testing.assert_array_equal(largest, [5.0, 7.0])
+    np.testing.assert_array_equal(maximum, [5.0, 4.0])
+    expected = [1 + np.exp(-5.0) + np.exp(-2.0), np.exp([-3.0, -2.0, -1.0, 0.0]).sum()]
+    np.testing.assert_allclose(total, expected, rtol=4 * ULP)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3])
+def test_few_classes(classes):
+    x = rows(classes=classes)
+    label_logit, maximum, total = _online.of_others(x, jnp.zeros(12, jnp.int32))
+    np.testing.assert_array_equal(label_logit, x[:, 0])
+    others = np.asarray(x, np.float64)[:, 1:]
+    np.testing.assert_array_equal(maximum, others.max(-1, initial=-np.inf))
+    expected = np.exp(others - others.max(-1, initial=-1e30)[:, None]).sum(-1)
+    np.testing.assert_allclose(total, expected, rtol=4 * ULP)
+
+
+def test_reads_the_logits_once():
+    x, y = rows(), labels_of(rows())
+    for reduction in (_online.of_all, partial(_online.of_others, label=y)):
+        text = str(jax.make_jaxpr(reduction)(x))
+        assert text.count("reduce[") == 1
+        assert "reduce_sum" not in text
+        assert "reduce_max" not in text
+
+
+@pytest.mark.parametrize("spec", [P("data", None), P("data", "model")])
+def test_explicit_axes(spec):
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    x = rows(8, 64)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(x, NamedSharding(mesh, spec))
+        maximum, _ = jax.jit(_online.of_all)(placed)
+        assert jax.typeof(maximum).sharding.spec == P("data")
+        np.testing.assert_array_equal(maximum, np.asarray(x).max(-1))
+
+
+# --- the losses made with it ----------------------------------------------------------------------
+
+OPTIONS = {
+    "plain": {},
+    "every option": {
+        "label_smoothing": 0.1,
+        "z_loss": 1e-3,
+        "soft_cap": 30.0,
+        "temperature": 0.7,
+        "where": np.arange(CLASSES) % 7 != 3,
+        "class_weights": np.linspace(0.5, 2.0, CLASSES).astype(np.float32),
+    },
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_cross_entropy(on_an_accelerator, name, dtype):
+    x = rows().astype(dtype)
+    y = labels_of(x)
+    y = jnp.where(y % 7 == 3, 0, y)  # a class that exists
+
+    def loss(x):
+        return jaxsoftmax.cross_entropy(x, y, **OPTIONS[name])
+
+    assert "reduce[" in str(jax.make_jaxpr(loss)(x))
+    value, gradient = jax.jit(jax.value_and_grad(loss))(x)
+    exact = np.asarray(x, np.float64)
+    expected = oracles.cross_entropy(exact, y, **OPTIONS[name])
+    np.testing.assert_allclose(value, expected, **FLOAT32)
+    with jax.enable_x64(True):
+        wide = jax.grad(loss)(jnp.asarray(exact))
+    narrow = {"rtol": 2.0**-8, "atol": 1e-6} if dtype == "bfloat16" else FLOAT32
+    np.testing.assert_allclose(gradient.astype(jnp.float32), wide, **narrow)
+
+
+def test_the_gradient_is_the_closed_form_and_so_is_what_follows(on_an_accelerator):
+    x, y = rows(), labels_of(rows())
+
+    def loss(x):
+        return jaxsoftmax.cross_entropy(x, y, reduction="sum")
+
+    exact = np.asarray(x, np.float64)
+    p = np.exp(exact - exact.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    gradient = p - np.eye(CLASSES)[np.asarray(y)]
+    np.testing.assert_allclose(jax.grad(loss)(x), gradient, **FLOAT32)
+    v = rows(scale=1.0)
+    w = np.asarray(v, np.float64)
+    np.testing.assert_allclose(jax.jvp(loss, (x,), (v,))[1], (gradient * w).sum(), rtol=2e-5)
+    product = jax.jvp(jax.grad(loss), (x,), (v,))[1]
+    # Where p is nearly 1 this is the difference of two terms of up to 4.
+    expected = p * (w - (p * w).sum(-1, keepdims=True))
+    np.testing.assert_allclose(product, expected, rtol=2e-6, atol=4e-6)
+    each = jax.vmap(lambda x, y: jaxsoftmax.cross_entropy(x, y, reduction="none"))(x, y)
+    np.testing.assert_allclose(each, oracles.cross_entropy(exact, y, reduction="none"), **FLOAT32)
+
+
+def test_nothing_is_absorbed(on_an_accelerator):
+    for margin in (0.5, 10.0, 17.0, 20.0, 64.0, 80.0):
+        row = np.zeros(600, np.float32)
+        row[383] = margin
+        expected, of_label = oracles.mp_loss_and_target_gradient(row, 383)
+        value, gradient = jax.value_and_grad(jaxsoftmax.cross_entropy)(row, jnp.array(383))
+        assert oracles.relative_error(value, expected) < 8 * ULP
+        assert oracles.relative_error(gradient[383], of_label) < 8 * ULP
+        log_p = jaxsoftmax.log_softmax(row)
+        assert oracles.relative_error(-log_p[383], expected) < 8 * ULP
+
+
+EXTREMES = {
+    "absent classes": {600: -np.inf, 3: -np.inf},
+    "one certain class": {600: np.inf},
+    "two certain classes": {600: np.inf, 3: np.inf},
+    "far apart": {600: 3e38, 3: -3e38},
+    "all absent": dict.fromkeys(range(CLASSES), -np.inf),
+    "not a number": {600: np.nan},
+}
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+def test_extremes_mean_what_they_mean_on_a_cpu(name, monkeypatch):
+    x = np.array(rows(4))
+    for label, value in EXTREMES[name].items():
+        x[:2, label] = value
+    y = jnp.array([600, 0, 5, 700], jnp.int32)  # the last one is no class
+
+    def everything(x):
+        loss = partial(jaxsoftmax.cross_entropy, labels=y, reduction="none")
+        values, pull = jax.vjp(loss, x)
+        dense = [jaxsoftmax.softmax, jaxsoftmax.log_softmax, jaxsoftmax.logsumexp]
+        found = [f(x) for f in dense]
+        found += [jax.grad(lambda x, f=f: f(x)[:3].sum())(x) for f in dense]
+        return values, pull(jnp.ones(4))[0], found
+
+    jax.clear_caches()
+    expected = everything(jnp.asarray(x))
+    jax.clear_caches()
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *xs, default, **_: default(*xs))
+    monkeypatch.setattr(jaxsoftmax._placement._alone, "bind", lambda: True)
+    got = everything(jnp.asarray(x))
+    jax.clear_caches()
+    jax.tree.map(partial(np.testing.assert_allclose, **FLOAT32), got, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_distributions(on_an_accelerator, dtype):
+    x = rows().astype(dtype)
+    exact = np.asarray(x, np.float64)
+    tolerance = {"rtol": 2.0**-8} if dtype == "bfloat16" else FLOAT32
+    for f in (jaxsoftmax.softmax, jaxsoftmax.log_softmax):
+        expected = getattr(oracles, f.__name__)(exact)
+        np.testing.assert_allclose(f(x).astype(jnp.float32), expected, **tolerance)
+    np.testing.assert_allclose(jaxsoftmax.logsumexp(x), oracles.logsumexp(exact), **FLOAT32)
+    tiny = jaxsoftmax.logsumexp(jnp.array([0.0, -40.0], dtype))
+    assert oracles.relative_error(tiny, np.exp(-40.0)) < 8 * ULP
+    p = oracles.softmax(exact)
+    gradient = jax.grad(lambda x: jaxsoftmax.logsumexp(x).sum())(x)
+    np.testing.assert_allclose(gradient.astype(jnp.float32), p, **tolerance)
+
+
+def test_the_linear_loss(on_an_accelerator):
+    rng = np.random.default_rng(0)
+    hidden, kernel = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((40, 24), (24, CLASSES))
+    )
+    labels = labels_of(hidden @ kernel)
+
+    def loss(hidden, kernel):
+        return jaxsoftmax.linear_cross_entropy(hidden, kernel, labels, chunk_size=16)
+
+    value, gradients = jax.value_and_grad(loss, (0, 1))(hidden, kernel)
+    exact = [np.asarray(a, np.float64) for a in (hidden, kernel)]
+    logits = exact[0] @ exact[1]
+    np.testing.assert_allclose(value, oracles.cross_entropy(logits, labels), **FLOAT32)
+    delta = (oracles.softmax(logits) - np.eye(CLASSES)[np.asarray(labels)]) / 40
+    np.testing.assert_allclose(gradients[0], delta @ exact[1].T, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(gradients[1], exact[0].T @ delta, rtol=1e-5, atol=1e-6)
+
+
+def test_shards_meet(on_an_accelerator):
+    mesh = jax.make_mesh((4,), ("model",), axis_types=(AxisType.Auto,))
+    x, y = rows(), labels_of(rows())
+
+    @partial(jax.shard_map, mesh=mesh, in_specs=(P(None, "model"), P()), out_specs=P())
+    def losses(x, y):
+        return jaxsoftmax.cross_entropy(x, y, reduction="none", axis_name="model")
+
+    got = jax.jit(losses)(x, y)
+    np.testing.assert_allclose(got, oracles.cross_entropy(x, y, reduction="none"), **FLOAT32)
+    gradient = jax.grad(lambda x: losses(x, y).sum())(x)
+    expected = oracles.softmax(np.asarray(x, np.float64)) - np.eye(CLASSES)[np.asarray(y)]
+    np.testing.assert_allclose(gradient, expected, **FLOAT32)
