@@ -72,11 +72,10 @@ ROWS: tuple[Row, ...] = (
     Row("tpu", V7X, "mosaic_tpu", by_auto=False, vmem_bytes=56 * MIB, why=_UNMEASURED),
     # A chunk of n tokens multiplies 6 n D V and moves 8 D V bytes of the kernel's gradient: on an
     # H200 (990 TFLOP/s, 4.8 TB/s) half the time at 275 tokens, a fifth at 1024, on a v6e (918,
-    # 1.64) a half at 750. XLA:GPU finds room for much of a chunk in the outputs, XLA:TPU does not:
-    # there a sixteenth is the largest share whose temporaries stay below an eighth of the logits,
-    # at a price (XLA's estimate for 16384 x 4096 x 128256 with gradients on a v6e, all trips: 226
-    # ms in chunks of 512, 131 in 1024, 89 in 2048). Where there is room, pass `chunk_size=2048`.
-    Row("tpu", None, "chunked", chunk=Chunk(16, 512, 2048), why="portable XLA"),
+    # 1.64) a half at 750. XLA:TPU's estimates of one step, times the steps of 8192 x 2304 x 256000
+    # with gradients: v5e 227, 174, 160 ms in chunks of 512, 1024, 2048, v5p 89, 78, 83, v6e 91,
+    # 56, 48. An eighth of the tokens keeps the temporaries of a chunk at an eighth of the logits.
+    Row("tpu", None, "chunked", chunk=Chunk(8, 1024, 2048), why="portable XLA"),
     Row("gpu", None, "chunked", chunk=Chunk(8, 1024, 2048), why="portable XLA"),
     Row(None, None, "chunked", why="portable XLA"),
 )

@@ -13,7 +13,7 @@ import jax
 import pytest
 from aot_tpu import aot
 
-from jaxsoftmax import linear_cross_entropy
+from jaxsoftmax import cross_entropy, linear_cross_entropy
 
 pytestmark = pytest.mark.aot
 
@@ -54,6 +54,35 @@ def test_temporaries(generation, features, classes, kind):
     assert beyond_the_accumulator(compiled, features, classes) < room
     shape = rf"\[(?:{features},{classes}|{classes},{features})\]"
     assert not re.findall(rf"= \w+{shape}\S* (?:copy|transpose)\(.*", compiled.as_text())
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("kind", KERNELS)
+def test_undifferentiated_no_logits_are_written(generation, kind):
+    """The product and the reduction over the classes are one loop: not even a chunk is stored."""
+    features, classes = SIZES[-1]
+
+    def loss(hidden, kernel, labels):
+        kernel = kernel.T if kind == "tied" else kernel
+        return linear_cross_entropy(hidden, kernel, labels, implementation="chunked")
+
+    shape = (classes, features) if kind == "tied" else (features, classes)
+    compiled = aot.compiled(generation, (TOKENS, features), shape, "bfloat16", loss)
+    assert compiled.memory_analysis().temp_size_in_bytes < MIB + 2 * TOKENS * features
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_cross_entropy_reads_the_logits_once_and_for_its_gradient_once_more(generation):
+    shape = (TOKENS, 128256)
+    size = 2 * shape[0] * shape[1]
+
+    def loss(logits, _, labels):
+        return cross_entropy(logits, labels)
+
+    for function, arrays in ((loss, 1), (jax.value_and_grad(loss), 3)):
+        compiled = aot.compiled(generation, shape, (1, 1), "bfloat16", function)
+        assert compiled.cost_analysis()["bytes accessed"] < (arrays + 0.01) * size
+        assert compiled.memory_analysis().temp_size_in_bytes < MIB
 
 
 @pytest.mark.parametrize("kind", KERNELS)
