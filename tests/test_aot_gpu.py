@@ -96,6 +96,17 @@ def test_of_a_chunk_only_logits_and_their_gradient_are_written(program):
     assert f"[{CHUNK},{CLASSES}]" not in state
 
 
+def test_a_chunk_is_read_once_for_its_statistics_and_once_for_its_gradient(program):
+    body = loop_body(program)
+    (logits,) = (
+        line.split(" = ")[0].lstrip("%") for line in body if f"= f32[{CHUNK},{CLASSES}]" in line
+    )
+    readers = [line for line in body if re.search(rf"[(, ]%?{re.escape(logits)}[,)]", line)]
+    readers = [line for line in readers if "bitcast(" not in line and " tuple(" not in line]
+    assert len(readers) == 2, readers
+    assert sum(f"= bf16[{CHUNK},{CLASSES}]" in line for line in readers) == 1
+
+
 def test_products_take_bfloat16_and_the_accumulator_is_added_to_in_place(program):
     text = program.as_text()
     products = [line for line in text.splitlines() if " dot(" in line]
