@@ -18,6 +18,7 @@ from benchmarks.registry import OURS
 
 GEMMA_2B = (8192, 2304, 256000)  # the case of the paper of cut cross-entropy
 LLAMA_8B = (16384, 4096, 128256)
+LOGITS = ((65536, 256), (65536, 2048), (16384, 16384), (8192, 128256), (4096, 262144))
 QUICK = (256, 128, 2048)
 SMALL_CHUNK = 128
 
@@ -120,25 +121,29 @@ def aot_programs(*, quick: bool) -> Iterator[Abstract]:
         yield Abstract(*gradients, only="tpu")
         yield Abstract("optax", "linear, forward", sizes, "bfloat16", _optax, arguments)
         yield Abstract("optax", f"linear, {both}", sizes, "bfloat16", _both(_optax), arguments)
-    rows, classes = (256, 2048) if quick else (8192, 128256)
-    logits = jax.ShapeDtypeStruct((rows, classes), jnp.bfloat16)
+    for rows, classes in ((256, 2048),) if quick else LOGITS:
+        yield from _of_logits(rows, classes)
+
+
+def _of_logits(rows: int, classes: int) -> Iterator[Abstract]:
+    """Where each array need be moved once, what is accessed is what there is to compare."""
+    sizes = (rows, classes)
+    logits = jax.ShapeDtypeStruct(sizes, jnp.bfloat16)
     labels = jax.ShapeDtypeStruct((rows,), jnp.int32)
     losses: dict[str, Callable[..., Any]] = {
         OURS: jaxsoftmax.cross_entropy,
         "optax": lambda x, y: optax_losses(x, y).mean(),
     }
     for peer, function in losses.items():
+        both = "cross_entropy, value and gradient"
         yield Abstract(
-            peer,
-            "cross_entropy, value and gradient",
-            (rows, classes),
-            "bfloat16",
-            jax.value_and_grad(function),
-            (logits, labels),
+            peer, both, sizes, "bfloat16", jax.value_and_grad(function), (logits, labels)
         )
+        forward = "cross_entropy, forward"
+        yield Abstract(peer, forward, sizes, "bfloat16", function, (logits, labels))
     distributions: dict[str, Callable[..., Any]] = {
         OURS: jaxsoftmax.log_softmax,
         "jax.nn": jax.nn.log_softmax,
     }
     for peer, function in distributions.items():
-        yield Abstract(peer, "log_softmax", (rows, classes), "bfloat16", function, (logits,))
+        yield Abstract(peer, "log_softmax", sizes, "bfloat16", function, (logits,))
