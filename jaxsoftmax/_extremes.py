@@ -42,16 +42,14 @@ def block_length(logits: Float[Array, "... C"]) -> int | None:
 
 
 def maximum_of_others(
-    logits: Float[Array, "... C"], label: Int[Array, "..."], axis_name: AxisName = None
+    logits: Float[Array, "... C"], label: Int[Array, "..."]
 ) -> Float[Array, "..."]:
     """max over j != label of logits_j, -inf where there is no other class."""
     length = block_length(logits)
     if length is None:
-        here = _maximum_of_others_by_mask(logits, label)
-    else:
-        by_blocks = partial(_maximum_of_others_by_blocks, length=length)
-        here = on_one_cpu(by_blocks, _maximum_of_others_by_mask, logits, label)
-    return _mesh.maximum(here, axis_name)
+        return _maximum_of_others_by_mask(logits, label)
+    by_blocks = partial(_maximum_of_others_by_blocks, length=length)
+    return on_one_cpu(by_blocks, _maximum_of_others_by_mask, logits, label)
 
 
 def maximum(logits: Float[Array, "... C"], axis_name: AxisName = None) -> Float[Array, "..."]:

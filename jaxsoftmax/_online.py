@@ -11,7 +11,7 @@ higher by 1: what is rescaled then, has shrunk to a third, and so have its error
 
 The merge is the operation of one `lax.reduce`, of which accelerators make a single loop that reads
 the logits once, where a maximum and then a sum read them twice (JAX 0.11.2 for an H200, libtpu
-0.0.52). XLA:CPU is better off with the two passes of `_rows`.
+0.0.52). XLA:CPU is better off with the two passes of `_passes`.
 
 No derivatives: those who call this have their rules.
 """
@@ -47,7 +47,10 @@ def of_others(
     x = widen(logits)
     here = _extremes.is_class(logits, label)
     others = _single(jnp.where(here, -jnp.inf, x))
-    label_logit, part = _reduce(_merge_beside_label, (jnp.where(here, x, 0.0), others))
+    none = _none(x)
+    label_logit, part = _reduce(
+        _merge_beside_label, (jnp.where(here, x, 0.0), others), (none.total, none)
+    )
     return label_logit, *_from_maximum(part)
 
 
@@ -56,19 +59,26 @@ def of_others_than_largest(
 ) -> tuple[Float[Array, "..."], Float[Array, "..."], Float[Array, "..."]]:
     """The same with the largest class for a label, of which nobody learns which one it is."""
     x = widen(logits)
-    nothing = _single(jnp.full_like(x, -jnp.inf))
-    largest, part = _reduce(_merge_below_largest, (x, nothing))
+    none = _none(x)
+    others = _single(jnp.full_like(x, -jnp.inf))
+    largest, part = _reduce(_merge_below_largest, (x, others), (none.maximum, none))
     return largest, *_from_maximum(part)
 
 
 def of_all(logits: Float[Array, "... C"]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """m and Σ exp(x_j − m) of all classes."""
-    return _from_maximum(_reduce(_merge, _single(widen(logits))))
+    x = widen(logits)
+    return _from_maximum(_reduce(_merge, _single(x), _none(x)))
 
 
 def _single(x: Array) -> Part:
     """Parts of one class each."""
     return Part(x, finite(x), jnp.where(x == -jnp.inf, 0.0, jnp.ones_like(x)))
+
+
+def _none(x: Array) -> Part:
+    """What is known of no class at all."""
+    return _single(jnp.asarray(-jnp.inf, x.dtype))
 
 
 def _merge(a: Part, b: Part) -> Part:
@@ -97,12 +107,6 @@ def _from_maximum(part: Part) -> tuple[Array, Array]:
     return part.maximum, part.total * jnp.exp(part.anchor - finite(part.maximum))
 
 
-def _reduce(merge: Any, parts: Any) -> Any:
-    """Over the classes, from what is known of none of them."""
-    first, *_ = jax.tree.leaves(parts)
-    none: Any = _single(jnp.asarray(-jnp.inf, first.dtype))
-    if merge is _merge_beside_label:
-        none = (jnp.zeros_like(none.total), none)
-    elif merge is _merge_below_largest:
-        none = (none.maximum, none)
-    return lax.reduce(parts, none, merge, (first.ndim - 1,))
+def _reduce(merge: Any, parts: Any, none: Any) -> Any:
+    """Over the classes."""
+    return lax.reduce(parts, none, merge, (jax.tree.leaves(parts)[0].ndim - 1,))

@@ -92,12 +92,10 @@ def _observe_jvp(axis_name, in_chunks, primals, tangents):  # type: ignore[no-un
 def _observe_by_terms(logits: Array, label: Array) -> RowState:
     label_logit, maximum = _passes.landmarks(logits, label)
     terms = _terms(logits, label, finite(maximum))
-    return _meet(RowState(label_logit, maximum, jnp.sum(terms, axis=-1)), label, logits.shape[-1])
+    return RowState(label_logit, maximum, jnp.sum(terms, axis=-1))
 
 
-def _meet(
-    here: RowState, label: Int[Array, "..."], classes: int, axis_name: AxisName = None
-) -> RowState:
+def _meet(here: RowState, label: Int[Array, "..."], classes: int, axis_name: AxisName) -> RowState:
     """The state of a row of which this device has observed so many classes."""
     label_logit = _mesh.from_owner(here.label_logit, label, classes, axis_name)
     if axis_name is None:

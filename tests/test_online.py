@@ -23,12 +23,17 @@ CLASSES = 700
 FLOAT32 = {"rtol": 2e-6, "atol": 1e-6}
 
 
-@pytest.fixture
-def on_an_accelerator(monkeypatch):
-    """Every computation in the form that it has where it is not the CPU that runs it."""
+def switch_forms(monkeypatch):
+    """From here on every computation has the form for one accelerator."""
     jax.clear_caches()
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda *xs, default, **_: default(*xs))
     monkeypatch.setattr(jaxsoftmax._placement._alone, "bind", lambda: True)
+
+
+@pytest.fixture
+def on_an_accelerator(monkeypatch):
+    """Every computation in the form that it has where it is not the CPU that runs it."""
+    switch_forms(monkeypatch)
     yield
     jax.clear_caches()
 
@@ -214,9 +219,7 @@ def test_extremes_mean_what_they_mean_on_a_cpu(name, monkeypatch):
 
     jax.clear_caches()
     expected = everything(jnp.asarray(x))
-    jax.clear_caches()
-    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *xs, default, **_: default(*xs))
-    monkeypatch.setattr(jaxsoftmax._placement._alone, "bind", lambda: True)
+    switch_forms(monkeypatch)
     got = everything(jnp.asarray(x))
     jax.clear_caches()
     jax.tree.map(partial(np.testing.assert_allclose, **FLOAT32), got, expected)
