@@ -1,1 +1,1 @@
-"""Timings, temporary memory and accuracy of jaxsoftmax beside its peers: `python -m benchmarks`."""
+"""Times, temporary memory and accuracy of jaxsoftmax and its peers: `python -m benchmarks`."""

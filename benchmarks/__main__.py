@@ -18,13 +18,13 @@ from benchmarks.cases import TIMED_SUITES
 from benchmarks.suites import SUITES, Run
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-WIDTH = 190  # of the tables where there is no terminal to ask
+WIDTH = 190  # of the tables if the output is not a terminal
 QUICK_JSON = pathlib.Path("benchmark-results-quick.json")
 FILTERED_JSON = pathlib.Path("benchmark-results-filtered.json")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the suites; 0 unless some result was wrong or some peer failed."""
+    """Run the suites; the exit status is 1 if a result was wrong or a peer failed, else 0."""
     arguments = _parse(argv)
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     if arguments.compare:
@@ -74,7 +74,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="REGEX",
-        help="only what all of these are found in, such as bfloat16 or 'cross_entropy, forward'",
+        help="only cases that match all of these, such as bfloat16 or 'cross_entropy, forward'",
     )
     parser.add_argument("--quick", action="store_true", help="one small shape, few repetitions")
     parser.add_argument(
@@ -88,10 +88,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--markdown", metavar="FILE", help="write the tables as a page")
     parser.add_argument("--plot", action="store_true", help="draw figures beside the JSON")
-    add("--compare", nargs=2, metavar=("OLD", "NEW"), help="two JSON files side by side; no run")
-    add("--show", nargs="+", metavar="JSON", help="tables of documents that are there; no run")
+    add("--compare", nargs=2, metavar=("OLD", "NEW"), help="compare two JSON files; no run")
+    add("--show", nargs="+", metavar="JSON", help="tables of existing documents; no run")
     parser.add_argument(
-        "--update", action="store_true", help="keep the rows of the JSON that are not run"
+        "--update",
+        action="store_true",
+        help="keep the rows of the existing JSON that this run does not measure",
     )
     arguments = parser.parse_args(argv)
     arguments.suites = list(dict.fromkeys(arguments.suites))
@@ -99,7 +101,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _show(arguments: argparse.Namespace, console: Console) -> None:
-    """Tables and figures of documents that are there."""
+    """Tables and figures of existing documents."""
     runs, tables = [], []
     for path in arguments.show:
         document = documents.read(path)
@@ -127,7 +129,7 @@ def _settings(arguments: argparse.Namespace) -> runner.Settings:
 
 
 def _measure(names: Sequence[str], run: Run, console: Console) -> dict[str, list[Any]]:
-    """Suites of which the filters leave something."""
+    """Run every suite that has a part left after filtering."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     results: dict[str, list[Any]] = {}
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
@@ -184,7 +186,7 @@ def _write_page(
 
 
 def _command(arguments: argparse.Namespace) -> str:
-    """The command line that repeats this run."""
+    """The command line that reproduces this run."""
     words = ["python -m benchmarks"]
     if arguments.show:
         words += ["--show", *map(str, arguments.show)]

@@ -1,4 +1,4 @@
-"""Programs that are compiled and never run: at sizes that this machine could not hold."""
+"""Programs that are compiled but not run, at sizes larger than this machine's memory."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import jaxsoftmax
 from benchmarks.peers.logits import optax_losses
 from benchmarks.registry import OURS
 
-GEMMA_2B = (8192, 2304, 256000)  # the case of the paper of cut cross-entropy
+GEMMA_2B = (8192, 2304, 256000)  # the main example of the cut cross-entropy paper
 LLAMA_8B = (16384, 4096, 128256)
 LOGITS = ((65536, 256), (65536, 2048), (16384, 16384), (8192, 128256), (4096, 262144))
-QUICK = (256, 128, 2048)
+QUICK = (512, 128, 2048)
 SMALL_CHUNK = 128
 
 
@@ -33,10 +33,9 @@ class Abstract:
     dtypes: str
     function: Callable[..., Any]
     arguments: tuple[jax.ShapeDtypeStruct, ...]
-    only: str = ""  # the platform that it is for; "" is any
 
     def lowered(self, devices: Any, platform: str) -> Any:
-        """For the first of these devices, which need not be there."""
+        """Lowered for the first of these devices, which does not have to be attached."""
         mesh = Mesh(devices.reshape(-1)[:1], ("x",))
         here = NamedSharding(mesh, PartitionSpec())
         arguments = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here) for a in self.arguments]
@@ -52,7 +51,9 @@ def _loss(chunk_size: int | None, hidden: Array, kernel: Array, labels: Array) -
 
 
 def _tied(chunk_size: int | None, hidden: Array, embedding: Array, labels: Array) -> Array:
-    return jaxsoftmax.linear_cross_entropy(hidden, embedding.T, labels, chunk_size=chunk_size)
+    return jaxsoftmax.linear_cross_entropy(
+        hidden, embedding, labels, chunk_size=chunk_size, kernel_layout="VD"
+    )
 
 
 def _optax(hidden: Array, kernel: Array, labels: Array) -> Array:
@@ -77,7 +78,7 @@ def linear_arguments(
 
 
 def memory_programs(*, quick: bool) -> Iterator[Abstract]:
-    """What the table of temporary memory shows."""
+    """The programs of the suite `memory`."""
     sizes = QUICK if quick else GEMMA_2B
     small = partial(_loss, SMALL_CHUNK)
     both, narrow = "value and both gradients", "bfloat16"
@@ -89,7 +90,7 @@ def memory_programs(*, quick: bool) -> Iterator[Abstract]:
     yield Abstract(chunk, both, sizes, narrow, _both(small), arguments)
     yield Abstract(default, both, sizes, narrow, _both(partial(_loss, None)), arguments)
     yield Abstract("optax", both, sizes, narrow, _both(_optax), arguments)
-    embedding = f"{both}, tied embedding.T"
+    embedding = f"{both}, tied embedding [V, D]"
     yield Abstract(chunk, embedding, sizes, narrow, _both(partial(_tied, SMALL_CHUNK)), tied)
     yield Abstract(default, embedding, sizes, narrow, _both(partial(_tied, None)), tied)
     mixed = "bfloat16, kernel float32"
@@ -97,15 +98,11 @@ def memory_programs(*, quick: bool) -> Iterator[Abstract]:
     yield Abstract(default, both, sizes, mixed, _both(partial(_loss, None)), wide)
 
 
-def _by_kernel(hidden: Array, kernel: Array, labels: Array) -> Array:
-    return jaxsoftmax.linear_cross_entropy(hidden, kernel, labels, implementation="mosaic_tpu")
-
-
-_AOT_CHUNKS = (2048, 8192)  # beside the default
+_AOT_CHUNKS = (2048, 8192)  # in addition to the default
 
 
 def aot_programs(*, quick: bool) -> Iterator[Abstract]:
-    """What the table of compiles without hardware shows."""
+    """The programs of the suite `aot`."""
     both = "value and both gradients"
     for sizes in (QUICK,) if quick else (GEMMA_2B, LLAMA_8B):
         arguments = linear_arguments(sizes)
@@ -114,11 +111,6 @@ def aot_programs(*, quick: bool) -> Iterator[Abstract]:
             name = OURS if chunk is None else f"{OURS}, chunk_size={chunk}"
             function = _both(partial(_loss, chunk))
             yield Abstract(name, f"linear, {both}", sizes, "bfloat16", function, arguments)
-        name = f"{OURS}, mosaic_tpu"
-        forward = (name, "linear, forward", sizes, "bfloat16", _by_kernel, arguments)
-        yield Abstract(*forward, only="tpu")
-        gradients = (name, f"linear, {both}", sizes, "bfloat16", _both(_by_kernel), arguments)
-        yield Abstract(*gradients, only="tpu")
         yield Abstract("optax", "linear, forward", sizes, "bfloat16", _optax, arguments)
         yield Abstract("optax", f"linear, {both}", sizes, "bfloat16", _both(_optax), arguments)
     for rows, classes in ((256, 2048),) if quick else LOGITS:
@@ -126,7 +118,7 @@ def aot_programs(*, quick: bool) -> Iterator[Abstract]:
 
 
 def _of_logits(rows: int, classes: int) -> Iterator[Abstract]:
-    """Where each array need be moved once, what is accessed is what there is to compare."""
+    """Functions of logits, whose cost is that of the bytes accessed."""
     sizes = (rows, classes)
     logits = jax.ShapeDtypeStruct(sizes, jnp.bfloat16)
     labels = jax.ShapeDtypeStruct((rows,), jnp.int32)

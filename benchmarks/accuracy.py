@@ -1,9 +1,9 @@
-"""How many digits of a small loss are right: every peer against 50-digit arithmetic.
+"""Relative error of small losses: every peer against 50-digit arithmetic.
 
-The label leads the largest other class by a margin; the loss is about (C − 1)·e^−margin and so is
-the gradient at the label. Both are compared relative to themselves with the exact result for the
-very logits that the peer was given, that is, after they were rounded to its dtype, and only where
-that result is a normal float32 number. An error of 1 means that nothing is left: a 0, usually.
+The label's logit exceeds the largest other one by a margin; the loss is about (C − 1)·e^−margin,
+and so is the magnitude of the gradient at the label. The errors are relative to the exact results
+for the logits as rounded to the peer's dtype, and are taken only where the exact result is a normal
+float32 number. An error of 1 means that no digit is correct; the result is then usually 0.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Numbers = np.ndarray[Any, Any]
 SEED = 0
 DIGITS = 50
 CLASSES = (3, 10)
-BANDS = ((0, 10), (10, 20), (20, 40), (40, 80))  # of the margin; the last one holds its end, too
+BANDS = ((0, 10), (10, 20), (20, 40), (40, 80))  # of the margin; the last one includes its end
 RANDOM_MARGINS = 120
 QUICK_RANDOM_MARGINS = 8
 
@@ -37,7 +37,7 @@ class Accuracy:
     dtype: str  # of the logits
     quantity: str  # "loss" or "gradient"
     peer: str
-    status: str  # "ok", "failed", or why it cannot run here
+    status: str  # "ok", "failed", or why it cannot run on this machine
     note: str = ""
     result_dtype: str = ""
     worst: tuple[float | None, ...] = ()  # for each band; None is a NaN or an infinity
@@ -45,7 +45,7 @@ class Accuracy:
 
     @property
     def passed(self) -> bool:
-        """It ran, or is absent. How accurate a peer is, is the result and no failure."""
+        """Whether it ran or is not installed. A large error is a result, not a failure."""
         return self.status != "failed"
 
     def __str__(self) -> str:
@@ -76,7 +76,7 @@ def measure(part: Part, *, quick: bool, pool: workers.Workers) -> list[Accuracy]
 
 
 class _Batch:
-    """Rows of C logits with label 0, one for each margin, and the exact results."""
+    """Rows of C logits with label 0, one row per margin, and the exact results."""
 
     def __init__(self, classes: int, dtype: str, quick: bool) -> None:
         rng = np.random.default_rng((SEED, classes))
@@ -92,7 +92,7 @@ class _Batch:
         self.exact = [_exact(row) for row in self.logits.astype(np.float64)]
 
     def relative_errors(self, losses: Numbers, gradients: Numbers) -> dict[str, Numbers]:
-        """For each row; NaN where the exact result is no normal float32 number."""
+        """One error per row; NaN where the exact result is not a normal float32 number."""
         got = {"loss": losses, "gradient": gradients[:, 0]}
         return {
             quantity: np.array(
@@ -108,7 +108,7 @@ def _batch(classes: int, dtype: str, quick: bool) -> _Batch:
 
 
 def _exact(row: Numbers) -> dict[str, mpmath.mpf]:
-    """−log p_0 = log1p(Σ_{j≠0} exp(x_j − x_0)), and its derivative p_0 − 1 by x_0."""
+    """−log p_0 = log1p(Σ_{j≠0} exp(x_j − x_0)), and its derivative p_0 − 1 with respect to x_0."""
     with mpmath.workdps(DIGITS):
         others = mpmath.fsum(mpmath.exp(mpmath.mpf(x) - mpmath.mpf(row[0])) for x in row[1:])
         return {"loss": mpmath.log1p(others), "gradient": -others / (1 + others)}
@@ -137,7 +137,7 @@ def _measure_peer(
         return [Accuracy(dtype, quantity, peer, unavailable) for quantity in quantities]
     try:
         results = [_run(implementation, batch, pool) for batch in batches]
-    except Exception as error:  # the other peers are still worth their rows
+    except Exception as error:  # the other peers are measured nevertheless
         note = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         return [Accuracy(dtype, quantity, peer, "failed", note) for quantity in quantities]
     errors = [
@@ -162,7 +162,7 @@ def _run(
 def _in_bands(
     margins: Numbers, errors: Numbers
 ) -> tuple[tuple[float | None, ...], tuple[int, ...]]:
-    """The largest error in each band of the margin, and how many rows it is the largest of."""
+    """The largest error in each band of the margin, and the number of rows in the band."""
     worst, counts = [], []
     for low, high in BANDS:
         last = high == BANDS[-1][1]
@@ -181,7 +181,7 @@ def tables(rows: Sequence[Accuracy]) -> list[report.Table]:
     """The largest relative error in each band of the margin."""
     lines: list[list[str]] = []
     counts: dict[str, tuple[int, ...]] = {}
-    # The quantities apart, so that peers stand below each other.
+    # Sorted by quantity, so that the peers are in adjacent lines.
     order = list(dict.fromkeys((row.dtype, row.quantity) for row in rows))
     for row in sorted(rows, key=lambda row: order.index((row.dtype, row.quantity))):
         cells = [_error(e) for e in row.worst] or [row.status] * len(BANDS)
@@ -190,9 +190,9 @@ def tables(rows: Sequence[Accuracy]) -> list[report.Table]:
     columns = [f"{low} to {high}" for low, high in BANDS]
     in_words = "; ".join(f"{d}: {', '.join(map(str, c))}" for d, c in counts.items())
     note = (
-        "Largest relative error against 50-digit arithmetic at the same logits, where the label "
-        "leads by a margin of so many nats; 1 means that nothing is left of the result, which is "
-        "then 0. The gradient is that at the label. Rounding a result to bfloat16 costs up to "
+        "Largest relative error against 50-digit arithmetic at the same logits, by the margin in "
+        "nats between the label and the largest other class. 1 means that no digit is correct: the "
+        "result is 0. The gradient is that at the label. Rounding a result to bfloat16 costs up to "
         f"2^-8 = 3.9e-03. Rows of logits in each band: {in_words}."
     )
     head = ["logits", "quantity", "computed by", "result in", *columns]

@@ -1,4 +1,4 @@
-"""Compiles for accelerators that are not here: what XLA allocates, moves and expects to take."""
+"""Ahead-of-time compilation for accelerators: memory, bytes accessed and XLA's time estimates."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks import compiling, targets
+from benchmarks import compiling
 from benchmarks.report import Table, digits, mebibytes
 
 TARGETS = ("tpu v5e:2x2", "tpu v5p:2x2x1", "tpu v6e:2x2", "cuda h200")
@@ -30,7 +30,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of one program."""
+    """The compiler's report on one program."""
 
     target: str
     computed: str
@@ -49,7 +49,7 @@ class Compiled:
 
     @property
     def passed(self) -> bool:
-        """It compiled, or cannot here, or does not fit: a result as well."""
+        """Whether it did not fail; a missing compiler and "too large" are results."""
         return self.status != "failed"
 
     def __str__(self) -> str:
@@ -63,12 +63,11 @@ def parts(*, quick: bool) -> list[Part]:
         Part(target, number, program.peer, program.computed, program.sizes, quick)
         for target in TARGETS
         for number, program in enumerate(known)
-        if program.only in ("", targets.platform(target))
     ]
 
 
 def measure(chosen: Sequence[Part], advance: Callable[[], None]) -> list[Compiled]:
-    """All programs of a target in one process."""
+    """Compile all programs of a target in one process."""
     rows = []
     for part, found in compiling.by_target("aot", chosen):
         rows.append(Compiled(part.target, part.computed, part.sizes, part.peer, **found))
@@ -77,7 +76,7 @@ def measure(chosen: Sequence[Part], advance: Callable[[], None]) -> list[Compile
 
 
 def tables(rows: Sequence[Compiled]) -> list[Table]:
-    """One line for each program and target; a target that cannot be served is one line."""
+    """One line per program and target, and one per target that is not available."""
     lines, absent = [], set()
     for row in rows:
         if row.status.startswith("needs"):
@@ -86,7 +85,7 @@ def tables(rows: Sequence[Compiled]) -> list[Table]:
             absent.add(row.target)
             continue
         moved = "–" if row.bytes_accessed is None else digits(row.bytes_accessed / _GIB)
-        # Some programs come with a sum that has run below zero.
+        # XLA:TPU reports a negative sum for some programs.
         known = row.optimal_s is not None and row.optimal_s > 0.0
         optimal = digits(1e3 * row.optimal_s) if known else "–"
         at_most = digits(1e3 * row.optimal_s * row.loop_trips) if known else "–"
@@ -98,9 +97,9 @@ def tables(rows: Sequence[Compiled]) -> list[Table]:
     columns = ["target", "computed", "sizes (bfloat16)", "peer", "temporaries, MiB"]
     columns += ["outputs, MiB", "accessed, GiB", "optimal, ms", "at most, ms", "loop trips"]
     note = (
-        "From the compiler; nothing ran. XLA's estimates (bytes accessed, optimal time) count the "
-        "body of a loop once, however often it runs: at most is the optimal time multiplied by the "
-        "trips of the longest loop, which is near the whole where the loop is nearly all of the "
-        "program. – is a number that this compiler does not give."
+        "Reported by the compiler; nothing ran. XLA's estimates (bytes accessed, optimal time) "
+        "count the body of a loop once. At most is the optimal time multiplied by the trip count "
+        "of the longest loop: close to the total if the loop is nearly all of the program. – is a "
+        "number that this compiler does not report."
     )
-    return [Table("aot: compiled for hardware that is not here", columns, lines, note)]
+    return [Table("aot: compiled without the hardware", columns, lines, note)]

@@ -1,4 +1,4 @@
-"""What is timed: operations, directions, shapes and dtypes. Data only."""
+"""The timed cases: operations, directions, shapes and dtypes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LINEAR_SHAPES = ((2048, 512, 32000), (512, 256, 16384))
 QUICK_LINEAR_SHAPES = ((128, 32, 2048),)
 CHUNK_SIZES = (None, 64, 128, 256, 512, 1024, 2048)
 
-# A GPU's: the models that the papers of the fused kernels measure, and rows of every length.
+# On a GPU: the models measured in the papers on fused losses, and rows of every length.
 GPU_ROWS = ((32768, 256), (32768, 4096), (32768, 32768), (32768, 65536), (8192, 262144))
 GPU_LINEAR_SHAPES = (
     *((tokens, 4096, 128256) for tokens in (1024, 2048, 4096, 8192, 16384)),
@@ -26,16 +26,16 @@ GPU_LINEAR_SHAPES = (
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One line of a table, in which every peer computes the same thing."""
+    """One line of a table: what every peer computes."""
 
-    operation: str  # what `implementations` and `references` know it by
+    operation: str  # its name in `implementations` and `references`
     direction: str  # a key of `programs.DIRECTIONS`
     shape: tuple[int, ...]  # of the logits, or tokens x features x classes
     dtype: str  # of the logits, or of hidden states and kernel
 
     @property
     def logits_shape(self) -> tuple[int, ...]:
-        """Rows and classes, whether they are given as such or not."""
+        """Rows and classes."""
         return (self.shape[0], self.shape[-1])
 
     def __str__(self) -> str:
@@ -72,7 +72,7 @@ def _linear(shapes: Shapes) -> Iterator[Case]:
 
 
 class _Suite:
-    """The cases for given shapes; the shapes of a full run, of one on a GPU, and of a quick one."""
+    """The cases for given shapes, and the shapes of a full, a GPU and a quick run."""
 
     def __init__(
         self, make: Callable[[Shapes], Iterator[Case]], full: Shapes, gpu: Shapes, quick: Shapes
@@ -90,7 +90,7 @@ TIMED_SUITES = tuple(_SUITES)
 
 
 def suite(name: str, *, quick: bool = False, platform: str = "cpu") -> list[Case]:
-    """The cases of a suite, at the platform's shapes or at the small one of a quick run."""
+    """The cases of a suite, at the platform's shapes or at those of a quick run."""
     known = _SUITES[name]
     shapes = known.quick if quick else known.gpu if platform == "gpu" else known.full
     return list(known.make(shapes))

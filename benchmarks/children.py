@@ -1,6 +1,6 @@
-"""Measurements that need a process of their own: its environment, its device count, its imports.
+"""Measurements in child processes, which have their own environment, device count and imports.
 
-A child prints JSON documents, each a line of its standard output.
+A child prints JSON documents, one per line of its standard output.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 _ROOT = pathlib.Path(__file__).parents[1]
-_LAST_LINES = 3  # of the error output, in the message
-_LONGEST = 400
+_LAST_LINES = 3  # of the standard error, in the message
+_LONGEST = 400  # characters of the message
 
 
 class ChildFailed(RuntimeError):
-    """The child's last words."""
+    """The child failed; the message is the end of its standard error."""
 
 
 def run(
     arguments: Sequence[str], environment: Mapping[str, str], timeout_s: float
 ) -> dict[str, Any]:
-    """Run `python arguments...` from the clone's root and read its one document."""
+    """Run `python arguments...` with the clone importable and return its last document."""
     documents = list(stream(arguments, environment, timeout_s))
     if not documents:
-        raise ChildFailed("it said nothing")
+        raise ChildFailed("it printed no document")
     return documents[-1]
 
 
 def stream(
     arguments: Sequence[str], environment: Mapping[str, str], timeout_s: float
 ) -> Iterator[dict[str, Any]]:
-    """Its documents as they come; what it has said by the time it fails or is stopped is kept."""
+    """Yield its documents as they are printed, also those printed before a failure or a timeout."""
     path = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
@@ -61,4 +61,4 @@ def stream(
             errors.seek(0)
             words = [line for line in errors.read().strip().splitlines() if line.strip()]
             last = " / ".join(words[-_LAST_LINES:])[:_LONGEST] or f"exit {child.returncode}"
-            raise ChildFailed(last if in_time else f"not done after {timeout_s:.0f} s")
+            raise ChildFailed(last if in_time else f"timed out after {timeout_s:.0f} s")

@@ -1,10 +1,10 @@
-"""Every collective of a compiled program, and its bytes: read from the optimised HLO's text.
+"""The collectives of a compiled program and their bytes, from the text of the optimised HLO.
 
-A collective in a loop counts as often as the loop runs; of the branches of a conditional, the one
-that moves most counts. `payload` is the array that the operation
-is about, as one device sees it: what an all-reduce reduces, what an all-gather returns, what a
-reduce-scatter is given. `sent` is what one device puts on the wire with ring algorithms:
-2 (n − 1)/n of the payload for an all-reduce, (n − 1)/n for the others, all of it for a permute.
+A collective in a loop is counted once per iteration. Of the branches of a conditional, the one that
+sends the most bytes is counted. `payload` is the size of the array on one device that an all-reduce
+reduces, an all-gather returns or a reduce-scatter takes. `sent` is the number of bytes that one
+device sends with ring algorithms: 2 (n − 1)/n of the payload for an all-reduce, all of it for a
+permute, (n − 1)/n for the others.
 
     python -m benchmarks.collectives FILE      the HLO text of a program, or - for standard input
 """
@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-_BITS = {"pred": 8, "bf16": 16, "f8e4m3fn": 8, "f8e5m2": 8}  # others end in their width
+_BITS = {"pred": 8, "bf16": 16, "f8e4m3fn": 8, "f8e5m2": 8}  # other names end with their width
 
 _COMPUTATION = re.compile(r"^(?:ENTRY\s+)?%?([\w.\-]+)\s*(?:\([^=]*\))?.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT\s+)?%?([\w.\-]+) = (.*)$")
@@ -32,7 +32,7 @@ _CALLED = re.compile(
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'known_trip_count"?[:=]\s*\{"?n"?[:=]\s*"?(\d+)')
 _GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
-# JAX 0.12: mesh['x'=8] {'x'} is all of an axis, {'x':(2)4} a part of it, of 4 devices.
+# JAX 0.12: mesh['x'=8] {'x'} is a whole mesh axis, {'x':(2)4} a part of it with 4 devices.
 _MESH_GROUPS = re.compile(r"replica_groups=mesh\[(.*?)\]\s*\{([^}]*)\}")
 _MESH_AXIS = re.compile(r"'([^']+)'(?::\(\d+\)(\d+))?")
 _IOTA_GROUPS = re.compile(r"replica_groups=\[(\d+),(\d+)\]")
@@ -43,13 +43,13 @@ class Collective(NamedTuple):
 
     kind: str
     payload_bytes: int
-    group: int  # devices that take part in one of its groups
+    group: int  # devices in one of its groups
     times: int  # how often it runs
-    in_unknown_loop: bool  # a loop around it does not say how often it runs: taken as once
+    in_unknown_loop: bool  # inside a loop of unknown trip count, taken as 1
 
     @property
     def sent_bytes(self) -> int:
-        """By one device, over all times, with ring algorithms."""
+        """Bytes sent by one device in all runs, with ring algorithms."""
         part = (self.group - 1) / self.group
         factor = {"all-reduce": 2 * part, "collective-permute": 1.0}.get(self.kind, part)
         return round(factor * self.payload_bytes * self.times)
@@ -77,7 +77,7 @@ def find(hlo: str, devices: int) -> list[Collective]:
 
 
 def totals(hlo: str, devices: int) -> dict[str, Total]:
-    """By kind; kinds that do not occur are left out."""
+    """Totals by kind, without the kinds that do not occur."""
     groups: dict[str, list[Collective]] = defaultdict(list)
     for collective in find(hlo, devices):
         groups[collective.kind].append(collective)
@@ -94,7 +94,7 @@ def totals(hlo: str, devices: int) -> dict[str, Total]:
 
 
 def loop_trips(hlo: str) -> list[int]:
-    """How often each loop of a module runs, where it says so."""
+    """The known trip counts of the loops of a module."""
     computations, _ = _parse(hlo)
     loops = (i for body in computations.values() for i in body if i.operation == "while")
     return [trips for loop in loops if (trips := _trips(computations, loop)) is not None]
@@ -136,7 +136,7 @@ def _walk(
             payload = _payload(kind, instruction, group)
             yield Collective(kind, payload, group, times, unknown)
             continue
-        # The start of an asynchronous call is the call; its update and its end name it again.
+        # An asynchronous call is counted at its start; its update and its end repeat its name.
         if instruction.operation in ("async-update", "async-done"):
             continue
         inside = [
@@ -156,7 +156,7 @@ def _all_sent(collectives: list[Collective]) -> int:
 def _calls(
     computations: dict[str, list[_Instruction]], instruction: _Instruction
 ) -> Iterator[tuple[str, int, bool]]:
-    """Names of called computations, how often each runs, and whether that is known."""
+    """Names of the called computations, how often each runs, and whether that is known."""
     loop = instruction.operation == "while"
     trips = _trips(computations, instruction) if loop else 1
     names = _CALLED.findall(instruction.text)
@@ -167,7 +167,7 @@ def _calls(
 
 
 def _trips(computations: dict[str, list[_Instruction]], loop: _Instruction) -> int | None:
-    """As XLA:CPU and XLA:GPU note it, or as the condition says it: i < constant, i from 0 by 1."""
+    """The trip count that XLA:CPU and XLA:GPU annotate, else that of `i < constant` from 0."""
     noted = _TRIPS.search(loop.text)
     if noted:
         return int(noted[1])
@@ -182,7 +182,7 @@ def _group_size(text: str, devices: int) -> int:
     mesh = _MESH_GROUPS.search(text)
     if mesh:
         whole = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
-        return math.prod(int(part or whole[axis]) for axis, part in _MESH_AXIS.findall(mesh[2]))
+        return math.prod(int(part or whole[name]) for name, part in _MESH_AXIS.findall(mesh[2]))
     iota = _IOTA_GROUPS.search(text)
     if iota:
         return int(iota[2])
@@ -191,7 +191,7 @@ def _group_size(text: str, devices: int) -> int:
 
 
 def _payload(kind: str, instruction: _Instruction, group: int) -> int:
-    """From the result's type; an asynchronous start returns its operands before its results."""
+    """From the result's type; an asynchronous start returns operands, then results."""
     sizes = [_bytes(dtype, dims) for dtype, dims in _SHAPE.findall(instruction.result)]
     if instruction.operation.endswith("-start") and kind != "all-reduce":
         sizes = [max(sizes)] if len(sizes) <= 4 else sizes[len(sizes) // 2 :]

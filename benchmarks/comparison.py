@@ -1,4 +1,4 @@
-"""Two JSON documents side by side: `python -m benchmarks --compare OLD NEW`."""
+"""Comparison of two JSON documents: `python -m benchmarks --compare OLD NEW`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks import documents
 from benchmarks.report import Table, digits, mebibytes
 
-# (field, heading, how it is written)
+# (field, heading, format)
 _NUMBERS = (
     ("median_s", "ms", lambda s: digits(1e3 * s)),
     ("temp_bytes", "temporaries, MiB", mebibytes),
@@ -19,7 +19,7 @@ _NUMBERS = (
 
 
 def tables(old: pathlib.Path, new: pathlib.Path) -> list[Table]:
-    """One table for each suite that both have, a line for each row that both have."""
+    """One table per number of each suite in both documents, one line per row in both."""
     before, after = documents.read(old), documents.read(new)
     made = []
     for suite in before["suites"]:
@@ -29,7 +29,7 @@ def tables(old: pathlib.Path, new: pathlib.Path) -> list[Table]:
         made.append(
             Table(
                 "nothing to compare",
-                ["suites of the old", "suites of the new"],
+                ["suites of OLD", "suites of NEW"],
                 [[", ".join(before["suites"]), ", ".join(after["suites"])]],
             )
         )

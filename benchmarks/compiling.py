@@ -1,7 +1,7 @@
 """The process that compiles for a target: `python -m benchmarks.compiling TARGET SUITE QUICK I...`.
 
-It prints, as lines of JSON, what the compiler says of the programs with these numbers. A program
-that does not compile is a line that says why; nothing is run.
+It prints a line of JSON with the compiler's report, or with the reason why compilation failed, for
+each of the programs with these numbers. Nothing is run.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 from benchmarks import children, targets
 
 _TIMEOUT_S = 1200.0  # for all programs of a target
-_NOTE = 200  # characters of an error that a line keeps
+_NOTE = 200  # characters of an error message to keep
 
 
 def compile_in_child(
     target: str, suite: str, quick: bool, numbers: Sequence[int]
 ) -> Iterator[dict[str, Any]]:
-    """For each program, as it is done, `status`, `note` and what the compiler says."""
+    """Yield `status`, `note` and the compiler's report for each program."""
     lacking = targets.unavailable(target)
     if lacking:
         yield from [{"status": lacking}] * len(numbers)
@@ -39,7 +39,7 @@ def compile_in_child(
 
 
 def by_target(suite: str, parts: Sequence[Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Each part with what the compiler says of it; all parts of a target in one process."""
+    """Yield each part with its report; all parts of a target are compiled in one process."""
     for target, group in groupby(parts, lambda part: part.target):
         of_target = list(group)
         numbers = [part.number for part in of_target]
@@ -69,7 +69,7 @@ def _describe(program: Any, devices: Any, platform: str) -> dict[str, Any]:
             compiled = program.lowered(devices, platform).compile()
     except ModuleNotFoundError:
         return {"status": "not installed"}
-    except Exception as problem:  # too large for the device, for instance: that is the result
+    except Exception as problem:  # for instance too large for the device: also a result
         note = f"{type(problem).__name__}: {problem}"
         status = "too large" if "RESOURCE_EXHAUSTED" in note else "failed"
         return {"status": status, "note": " ".join(note.split())[:_NOTE]}
@@ -91,7 +91,7 @@ def _describe(program: Any, devices: Any, platform: str) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Compile and print, one after the other."""
+    """Compile the programs one by one, and print each report."""
     target, suite, quick, *numbers = arguments
     known = programs(suite, quick == "1")
     devices = targets.devices(target)

@@ -1,4 +1,4 @@
-"""The JSON documents: written, updated by a run of a part, and read back for tables."""
+"""Writing, updating and reading the JSON documents."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.cases import Case
 
-# What names a row, in any suite; every other field is a result.
+# The fields that identify a row of any suite; all others are results.
 _NAMES = ("case", "target", "devices", "operation", "computed", "sizes", "dtype", "dtypes")
 _NAMES += ("quantity", "peer")
 
@@ -18,7 +18,7 @@ Rows = list[dict[str, Any]]
 
 
 def name(row: Mapping[str, Any]) -> str:
-    """What a row of a document is about."""
+    """The identity of a row as text."""
     words = []
     for field in _NAMES:
         value = row.get(field)
@@ -35,7 +35,7 @@ def write(
     *,
     update: bool = False,
 ) -> None:
-    """Where and how (the head), and every row; an update keeps the rows that were not run."""
+    """Write the head and all rows; with `update`, keep existing rows that are not in `suites`."""
     new = json.loads(json.dumps({key: list(map(_plain, rows)) for key, rows in suites.items()}))
     if update and path.exists():
         old = read(path)["suites"]
@@ -46,12 +46,12 @@ def write(
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
-    """The document as it is written."""
+    """Read a document."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def as_rows(row_type: type, rows: Rows) -> list[Any]:
-    """The dataclasses that the rows were."""
+    """Convert rows back to dataclasses."""
     made = []
     for row in rows:
         fields = {key: _tuples(value) for key, value in row.items()}
@@ -71,7 +71,7 @@ def _tuples(value: Any) -> Any:
 
 
 def _updated(old: Rows, new: Rows) -> Rows:
-    """In the old order, new ones last."""
+    """Existing rows in their order, then the new ones."""
     rows = {name(row): row for row in old}
     rows.update((name(row), row) for row in new)
     return list(rows.values())

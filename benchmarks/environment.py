@@ -1,4 +1,4 @@
-"""What a number depends on beside the code: device, versions, flags, threads."""
+"""The environment of a run: device, versions, flags, processors."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ PACKAGES = (
     *("jax", "jaxlib", "numpy", "optax", "tokamax", "torch"),
     *("liger-kernel", "cut-cross-entropy", "quack-kernels", "libtpu"),
 )
-# Set by the user, they change what is measured.
+# Environment variables that change what is measured.
 _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_DEFAULT_MATMUL_PRECISION", "OMP_NUM_THREADS")
 
 
 def environment() -> dict[str, Any]:
-    """Taken before the first measurement."""
+    """The environment, to be recorded before the first measurement."""
     device = jax.devices()[0]
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -41,7 +41,7 @@ def environment() -> dict[str, Any]:
 
 
 def in_words(environment: dict[str, Any]) -> str:
-    """The same as one sentence."""
+    """The environment as a sentence."""
     versions = ", ".join(
         f"{name} {environment[name]}" for name in PACKAGES if environment.get(name)
     )
@@ -54,7 +54,7 @@ def in_words(environment: dict[str, Any]) -> str:
 
 
 def version(name: str) -> str | None:
-    """Of an installed package."""
+    """The version of an installed package, else None."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Figures of a JSON document, written beside it: what the tables say, at a glance."""
+"""Figures of a JSON document, written to its folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Rows = list[dict[str, Any]]
 
 
 def draw(document: pathlib.Path) -> list[pathlib.Path]:
-    """Every figure that the document has the rows for."""
+    """Draw every figure for which the document has rows."""
     suites = documents.read(document)["suites"]
     made = []
     for name, rows in suites.items():
@@ -61,7 +61,7 @@ def _figures(name: str, rows: Rows) -> Iterator[tuple[str, Any]]:
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
     case = row["case"]
-    limit = row.get("limit_s")  # not in documents older than the limits
+    limit = row.get("limit_s")  # missing in old documents
     return {
         "operation": case["operation"],
         "direction": case["direction"],

@@ -1,6 +1,6 @@
 """The process that measures one first call: `python -m benchmarks.first_call OPERATION PEER`.
 
-Nothing is imported at the top that the measurement of imports is about.
+Peers are imported inside the functions, because their imports are timed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _SHAPE, _LINEAR_SHAPE = (128, 1000), (128, 64, 1000)
 
 
 def stages(operation: str, peer: str) -> dict[str, float]:
-    """Seconds of each stage."""
+    """Measure the seconds of each stage."""
     import jax
     import jax.numpy as jnp
 
-    jax.block_until_ready(jnp.zeros(8) + 1.0)  # brings the device up
+    jax.block_until_ready(jnp.zeros(8) + 1.0)  # initialises the device
     seconds = {}
 
     def clock(stage: str, run: Callable[[], Any]) -> Any:

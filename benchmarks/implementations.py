@@ -1,8 +1,8 @@
-"""Who computes each operation: importing this registers every peer.
+"""The peers of each operation; importing this module registers all of them.
 
-A function takes arrays and returns arrays; the runner jits it, differentiates it and times it. A
-peer that is not JAX runs in a process of its own (see `workers`), because two thread pools in one
-process disturb each other; its functions are in its worker's module.
+A peer is a function from arrays to arrays, which the runner jits, differentiates and times. A peer
+that does not use JAX runs in a separate process (see `workers`), because two thread pools in one
+process slow each other down; its functions are in its worker's module.
 """
 
 from __future__ import annotations

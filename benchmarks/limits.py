@@ -1,8 +1,7 @@
-"""How fast this device copies, reads and multiplies: measured by the same clock, in the same run.
+"""Rates at which this device copies, reads and multiplies, measured in the same run.
 
-A share of these is a share of what XLA itself reaches here with the simplest program, not of a
-data sheet. What fits into a cache can be faster than the memory that the limit was measured in: a
-share above 100 % then says just that.
+The rates are those of XLA's simplest programs on this device, not those of a data sheet. Arrays
+that fit in a cache can exceed the measured memory rate, which gives shares above 100 %.
 """
 
 from __future__ import annotations
@@ -21,21 +20,21 @@ from benchmarks.report import Table, digits
 _SAMPLES = 7
 _MIB = 2**20
 _GIGA = 1e9
-_NOTE = "By XLA's own simplest program, in this run; the best of several samples."
+_NOTE = "Reached by XLA's simplest program in this run; the best of several samples."
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Of one device."""
+    """The rates of one device."""
 
-    copy_bytes_per_s: float  # read and written together, into a new array: as results are
-    in_place_bytes_per_s: float  # the same into the array itself: the memory's own rate
+    copy_bytes_per_s: float  # bytes read and written, into a new array, as for results
+    in_place_bytes_per_s: float  # the same into the donated array: the rate of the memory
     read_bytes_per_s: float
-    matmul_flops_per_s: dict[str, float]  # by the operands' dtype, sums in float32
+    matmul_flops_per_s: dict[str, float]  # by dtype of the operands; sums in float32
 
 
 def measure(*, quick: bool) -> Limits:
-    """The best of several samples: a limit is what was reached once."""
+    """Measure the rates, each the best of several samples."""
     on_cpu = jax.default_backend() == "cpu"
     array_bytes = (64 if quick else 256) * _MIB if on_cpu else 1024 * _MIB
     side = (1024 if quick else 2048) if on_cpu else 8192
@@ -43,14 +42,14 @@ def measure(*, quick: bool) -> Limits:
     return Limits(
         copy_bytes_per_s=2 * array_bytes / _copy_s(array_bytes, in_place=False),
         in_place_bytes_per_s=in_place,
-        # Reading is no slower than copying, whatever a reduction reaches.
+        # Reading is at least as fast as copying, even if the reduction is slower.
         read_bytes_per_s=max(in_place, array_bytes / _read_s(array_bytes)),
         matmul_flops_per_s={dtype: 2 * side**3 / _matmul_s(side, dtype) for dtype in DTYPES},
     )
 
 
 def table(limits: Limits) -> Table:
-    """What shares are shares of."""
+    """The table of the rates."""
     rates = [
         ["copy into a new array, GB/s", digits(limits.copy_bytes_per_s / _GIGA)],
         ["copy in place, GB/s", digits(limits.in_place_bytes_per_s / _GIGA)],
@@ -71,7 +70,7 @@ def _best(run: Callable[[], Any]) -> float:
 
 
 def _copy_s(size: int, *, in_place: bool) -> float:
-    """On a CPU the pages of a new array cost several times what the copy does."""
+    """On a CPU, the pages of a new array take several times as long as the copy."""
     array = jnp.zeros(size // 4, jnp.float32)
     add = jax.jit(lambda x: x + 1.0, donate_argnums=(0,) if in_place else ())
 

@@ -1,4 +1,4 @@
-"""Temporary memory of the linear loss at a size of real models: compiled here, never run."""
+"""Temporary memory of the linear loss at the size of a real model, compiled but not run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WIDTH_OF_SUM = 4  # bytes of float32, in which the kernel's gradient is summed
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """What one compiled program allocates."""
+    """The memory that one compiled program allocates."""
 
     peer: str
     computed: str
@@ -29,7 +29,7 @@ class Memory:
 
     @property
     def passed(self) -> bool:
-        """It compiled, or the peer is absent."""
+        """Whether it compiled; a peer that is not installed counts as passed."""
         return self.status != "failed"
 
     def __str__(self) -> str:
@@ -37,7 +37,7 @@ class Memory:
 
 
 def programs(*, quick: bool) -> list[abstract.Abstract]:
-    """The lines of the table."""
+    """The programs to compile."""
     return list(abstract.memory_programs(quick=quick))
 
 
@@ -49,7 +49,7 @@ def measure(program: abstract.Abstract) -> list[Memory]:
         analysis = compiled.memory_analysis()
     except ModuleNotFoundError:
         return [Memory(*what, "not installed")]
-    except Exception as problem:  # out of memory on the device, for instance: that is the result
+    except Exception as problem:  # for instance out of memory on the device
         note = f"{type(problem).__name__}: {problem}".splitlines()[0][:200]
         return [Memory(*what, "failed", note)]
     temp, output = analysis.temp_size_in_bytes, analysis.output_size_in_bytes
@@ -57,7 +57,7 @@ def measure(program: abstract.Abstract) -> list[Memory]:
 
 
 def tables(rows: Sequence[Memory]) -> list[Table]:
-    """One line for each program."""
+    """One line per program."""
     lines = [
         [
             "x".join(map(str, row.sizes)),
@@ -72,9 +72,9 @@ def tables(rows: Sequence[Memory]) -> list[Table]:
     tokens, features, classes = rows[0].sizes if rows else (0, 0, 0)
     logits = tokens * classes * _WIDTH_OF_SUM
     note = (
-        f"The logits alone would be {mebibytes(logits)} MiB in float32; the float32 sum of the "
-        f"kernel's gradient is {mebibytes(features * classes * _WIDTH_OF_SUM)} MiB and part of the "
-        "temporaries wherever the kernel is bfloat16."
+        f"The logits in float32 take {mebibytes(logits)} MiB. The float32 sum of the kernel's "
+        f"gradient takes {mebibytes(features * classes * _WIDTH_OF_SUM)} MiB; it is one of the "
+        "temporaries if the kernel is bfloat16."
     )
     columns = ["tokens x features x classes", "computed", "dtypes", "program"]
     columns += ["temporaries, MiB", "outputs, MiB"]

@@ -1,4 +1,4 @@
-"""Something that computes once and that can be timed: a jitted function, or one in a worker."""
+"""Programs that can be timed: a compiled function, or a computation in a worker."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def _losses_and_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
     return losses_and_gradient
 
 
-# What is computed of an operation's function: its value; value and gradient of a scalar by the
-# first input, or by the first two; the pullback of a cotangent (the last input); a loss for each
-# example and the gradient of their sum.
+# What is computed from an operation's function: its value; the value and the gradient of a scalar
+# with respect to the first input, or to the first two; the pullback of a cotangent, which is the
+# last input; the loss of each example and the gradient of their sum.
 DIRECTIONS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     "forward": _forward,
     "value_and_grad": jax.value_and_grad,
@@ -50,20 +50,20 @@ DIRECTIONS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
 
 
 class Program(Protocol):
-    """A computation with its inputs in place."""
+    """A computation with its inputs."""
 
     temp_bytes: int | None
     outputs: list[Numbers]
 
     def seconds_per_call(self, calls: int, settle: bool = True) -> float:
-        """The mean duration of so many calls, after one that is not counted if it is to settle."""
+        """The mean duration of `calls` calls, after an untimed one if `settle`."""
 
 
 class _JaxProgram:
     def __init__(
         self, function: Callable[..., Any], direction: str, arrays: Sequence[Array]
     ) -> None:
-        # The inputs are arguments: XLA would compute with constants while compiling.
+        # The inputs are arguments, because XLA folds constants while compiling.
         self._arrays = arrays
         self._run = jax.jit(DIRECTIONS[direction](function)).lower(*arrays).compile()
         memory = self._run.memory_analysis()
@@ -72,7 +72,7 @@ class _JaxProgram:
         self.outputs = [np.asarray(leaf) for leaf in jax.tree.leaves(outputs)]
 
     def seconds_per_call(self, calls: int, settle: bool = True) -> float:
-        # A GPU works through its queue in order: waiting once leaves the host's part out of it.
+        # A GPU runs its queue in order: waiting once excludes the time of the host.
         wait_each = jax.default_backend() == "cpu"
         return workers.seconds_per_call(
             lambda: self._run(*self._arrays), calls, settle, jax.block_until_ready, wait_each
@@ -103,7 +103,7 @@ class Inputs:
 def build(
     implementation: Implementation, direction: str, inputs: Inputs, pool: workers.Workers
 ) -> Program:
-    """Compile, or hand to the worker, and compute once."""
+    """Compile the program or send it to its worker, and compute once."""
     if implementation.worker is not None:
         worker = pool.get(implementation.peer, implementation.worker)
         return _WorkerProgram(worker, implementation.name_in_worker, direction, inputs.host)

@@ -1,12 +1,13 @@
-"""Inputs of every operation, and what its outputs should be, in float64 NumPy.
+"""Inputs of every operation, and its exact outputs in float64 NumPy.
 
-The error of an output is the largest, over its entries, of |got − exact| divided by the sum of the
-magnitudes of the terms that the exact entry is a sum of. So a probability of 1e-9 is held to its
-own size, and p − 1 to that of its terms: what cancellation costs is the subject of the accuracy
-suite and not of this check. A wrong shape and a NaN are an infinite error.
+The error of an output is the maximum over its entries of |got − exact|, divided by the sum of the
+magnitudes of the terms of the exact entry. The error of a probability of 1e-9 is thus relative to
+1e-9, and that of p − 1 is relative to p + 1: the effect of cancellation is measured by the accuracy
+suite, not by this check. A wrong shape or a NaN is an infinite error.
 
-Every entry is compared, but for the two gradients of a large linear loss, whose exact values cost
-more than all timings: there it is a random sample of rows of the one and of columns of the other.
+Every entry is compared, except in the two gradients of a large linear loss, whose exact values
+would take longer than all timings: there, random rows of the hidden states' gradient and random
+columns of the kernel's are compared.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import ml_dtypes  # noqa: F401  teaches NumPy the name bfloat16
+import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy
 import numpy as np
 
 from benchmarks.cases import Case
@@ -22,38 +23,38 @@ from benchmarks.cases import Case
 Numbers = np.ndarray[Any, Any]
 
 SEED = 0
-# An output further than this from float64 is wrong. A peer that computes in bfloat16 rounds a
-# log-probability between -16 and -32 by up to 1/16, the log-sum-exp before it by as much again,
-# and the probability inherits both: PyTorch's gradient at 512 x 131072 is off by 0.1. A slip in the
-# code that hides below that is seen in float32, where the same function is held to 1e-4.
+# An output with a larger error is wrong. A peer that computes in bfloat16 rounds a log-probability
+# between -16 and -32 by up to 1/16 and the log-sum-exp before it by as much again, and both errors
+# propagate to the probability: the error of PyTorch's gradient at 512 x 131072 is 0.1. Smaller
+# mistakes are detected in float32, where the tolerance for the same function is 1e-4.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2}
 
-_BLOCK = 2**22  # entries that are compared at once: float64 copies of a block, not of the whole
-_WHOLE = 2**22  # logits of a linear loss up to which all of its gradients are compared
-_SAMPLE = 128  # rows of the gradient of the hidden states, and columns of that of the kernel
+_BLOCK = 2**22  # entries compared at once, so that float64 copies stay small
+_WHOLE = 2**22  # the largest number of logits for which whole gradients are compared
+_SAMPLE = 128  # rows of the hidden states' gradient, and columns of the kernel's
 
 
 def inputs(case: Case) -> tuple[Numbers, ...]:
-    """The arrays that every peer is given; the same in every run."""
+    """The inputs of every peer; the same in every run."""
     return _OPERATIONS[case.operation].inputs(case, np.random.default_rng(SEED))
 
 
 class Exact:
-    """What the outputs of a case should be. What is costly is computed once, for all peers."""
+    """The exact outputs of a case. Expensive parts are computed once, for all peers."""
 
     def __init__(self, case: Case, arrays: Sequence[Numbers]) -> None:
         self._case, self._arrays = case, arrays
         self._prepared = _OPERATIONS[case.operation].prepare(case.direction, arrays)
 
     def error(self, outputs: Sequence[Numbers]) -> float:
-        """The largest error of the outputs of a peer."""
+        """The largest error of a peer's outputs."""
         errors = _OPERATIONS[self._case.operation].errors
         return max(errors(self._case.direction, self._prepared, outputs))
 
 
 class _Operation(NamedTuple):
     inputs: Callable[[Case, np.random.Generator], tuple[Numbers, ...]]
-    errors: Callable[..., Iterator[float]]  # (direction, prepared, outputs): one for each output
+    errors: Callable[..., Iterator[float]]  # (direction, prepared, outputs): one per output
     prepare: Callable[..., Any] = lambda direction, arrays: arrays
 
 
@@ -73,7 +74,7 @@ def _logits_and_cotangent(case: Case, rng: np.random.Generator) -> tuple[Numbers
     if case.direction == "forward":
         return (_logits(case, rng),)
     size = case.shape[:-1] if case.operation == "logsumexp" else case.shape
-    # Of one sign, so that Σ_j p_j c_j and Σ_j c_j matter to every entry.
+    # Positive, so that Σ_j p_j c_j and Σ_j c_j contribute to every entry.
     cotangent = (rng.random(size, np.float32) + 0.5).astype(case.dtype)
     return _logits(case, rng), cotangent
 
@@ -81,7 +82,7 @@ def _logits_and_cotangent(case: Case, rng: np.random.Generator) -> tuple[Numbers
 def _hidden_kernel_and_labels(case: Case, rng: np.random.Generator) -> tuple[Numbers, ...]:
     tokens, features, classes = case.shape
     hidden = rng.standard_normal((tokens, features), np.float32).astype(case.dtype)
-    # So that logits have a variance of 1.
+    # Scaled so that the logits have a variance of 1.
     kernel = rng.standard_normal((features, classes), np.float32) / np.float32(np.sqrt(features))
     labels = rng.integers(0, classes, tokens, dtype=np.int32)
     return hidden, kernel.astype(case.dtype), labels
@@ -104,7 +105,7 @@ def _blocks(logits: Numbers) -> Iterator[slice]:
 
 
 def _row_wise(exact: Callable[..., tuple[Numbers, Numbers]]) -> Callable[..., Iterator[float]]:
-    """Errors of an output that has a row for each row of logits."""
+    """Errors of an output with one row per row of logits."""
 
     def errors(arrays: Sequence[Numbers], output: Numbers) -> Iterator[float]:
         logits, *rest = arrays
@@ -122,7 +123,7 @@ def _row_wise(exact: Callable[..., tuple[Numbers, Numbers]]) -> Callable[..., It
 
 
 def _parts(x: Numbers) -> tuple[Numbers, Numbers]:
-    """max(x), and by how much the logsumexp lies above it, both as [N, 1]."""
+    """max(x) and logsumexp(x) − max(x), both [N, 1]."""
     top = x.max(-1, keepdims=True)
     return top, np.log(np.exp(x - top).sum(-1, keepdims=True))
 
@@ -195,7 +196,7 @@ def _losses(logits: Numbers, labels: Numbers) -> Numbers:
 
 
 class _Linear(NamedTuple):
-    """The exact loss; gradients at some rows and columns, with the magnitude of their terms."""
+    """The exact loss, and sampled rows and columns of the gradients with their magnitudes."""
 
     loss: float
     rows: Numbers

@@ -1,4 +1,4 @@
-"""What a peer is, and the list of them all: the files in `peers` register themselves here."""
+"""The registry of peers, filled by the modules in `peers`."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ _TORCH_PLATFORMS = ("cpu", "gpu")
 
 @dataclasses.dataclass(frozen=True)
 class Implementation:
-    """A peer's way to compute an operation."""
+    """A peer's implementation of an operation."""
 
     operation: str
     peer: str
-    function: Callable[..., Any] | None  # None: it is in the worker
-    requires: str | None = None  # a module; without it the peer is "not installed"
-    worker: str | None = None  # the module of the process that it runs in
-    platforms: tuple[str, ...] | None = None  # None: wherever JAX runs
-    worker_function: str | None = None  # the worker's name for it; None: the operation's
-    at_least: str | None = None  # the oldest version of `requires` that has it
-    known_wrong: Callable[[tuple[int, ...]], str | None] | None = None  # (shape) -> why, or None
+    function: Callable[..., Any] | None  # None: the worker has it
+    requires: str | None = None  # a module; the peer is "not installed" without it
+    worker: str | None = None  # the module of its worker process
+    platforms: tuple[str, ...] | None = None  # None: every platform of JAX
+    worker_function: str | None = None  # its name in the worker; None: the operation
+    at_least: str | None = None  # the oldest suitable version of `requires`
+    known_wrong: Callable[[tuple[int, ...]], str | None] | None = None  # shape -> reason
 
     def serves(self, platform: str) -> bool:
-        """Whether it runs on this kind of device at all."""
+        """Whether it supports this platform."""
         return self.platforms is None or platform in self.platforms
 
     def unavailable(self, platform: str) -> str | None:
-        """Why it cannot run here, if it cannot."""
+        """The reason why it cannot run on this machine, or None."""
         if not self.serves(platform):
             return f"not on {platform}"
         if self.requires and importlib.util.find_spec(self.requires) is None:
@@ -44,7 +44,7 @@ class Implementation:
 
     @property
     def name_in_worker(self) -> str:
-        """What its worker knows it by."""
+        """Its name in the worker."""
         return self.worker_function or self.operation
 
 
@@ -52,7 +52,7 @@ _IMPLEMENTATIONS: list[Implementation] = []
 
 
 def of(operation: str) -> list[Implementation]:
-    """Every implementation of an operation, in the order in which they were registered."""
+    """Every implementation of an operation, in order of registration."""
     return [known for known in _IMPLEMENTATIONS if known.operation == operation]
 
 

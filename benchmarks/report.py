@@ -1,4 +1,4 @@
-"""Tables, for the terminal and for Markdown."""
+"""Tables for the terminal and for Markdown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MIB = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Strings in rows and columns, and a line below them."""
+    """A table of strings, with a title and a note."""
 
     title: str
     columns: Sequence[str]
@@ -30,14 +30,14 @@ class Table:
 
 
 def mebibytes(size: int | None) -> str:
-    """Of a number of bytes."""
+    """A number of bytes in MiB, as text."""
     if size is None:
         return "–"
     return digits(size / _MIB) if size >= 0.01 * _MIB else "< 0.01"
 
 
 def digits(number: float, significant: int = 3) -> str:
-    """So many significant digits, never an exponent."""
+    """A number with the given significant digits, without an exponent."""
     if number == 0.0:
         return "0"
     places = significant - 1 - math.floor(math.log10(abs(number)))
@@ -45,7 +45,7 @@ def digits(number: float, significant: int = 3) -> str:
 
 
 def file_name(run: dict[str, Any]) -> str:
-    """The kind of device, as results are named after it: cpu, or nvidia-h200."""
+    """The kind of device in the names of result files, such as cpu or nvidia-h200."""
     kind = run["device_kind"] if run["platform"] != "cpu" else "cpu"
     return "-".join(re.findall(r"[a-z0-9]+", kind.lower()))
 
@@ -54,7 +54,7 @@ def file_name(run: dict[str, Any]) -> str:
 
 
 def to_rich(table: Table) -> rich.table.Table:
-    """For the terminal."""
+    """The table for the terminal."""
     # Escaped: rich reads [y] as markup.
     out = rich.table.Table(
         title=escape(table.title),
@@ -74,8 +74,8 @@ def to_rich(table: Table) -> rich.table.Table:
 
 
 def to_markdown(command: str, runs: Sequence[dict[str, Any]], tables: Sequence[Table]) -> str:
-    """A page: the command that made it, where the numbers are from, and the tables."""
-    lines = [f"Written by `{command}`; what is measured and how is in benchmarks/README.md."]
+    """A page with the command that wrote it, the environments of the runs, and the tables."""
+    lines = [f"Written by `{command}`; benchmarks/README.md describes the measurements."]
     for words in dict.fromkeys(map(environment.in_words, runs)):
         lines += ["", words]
     for table in tables:

@@ -1,8 +1,8 @@
-"""Check every peer of a case against float64, then time those that are right, taking turns.
+"""Check the results of every peer against float64, then time the peers whose results are correct.
 
-A result that is off is reported as wrong and never timed. The others are sampled in turns, one
-sample of each peer a round, each round in another random order, so that a slow moment of the
-machine falls on all of them; what is reported is the median over the rounds and the quartiles.
+A peer with a wrong result is reported as wrong and is not timed. In each round, every other peer is
+sampled once, in a random order, so that a temporary slowdown of the machine affects all of them.
+The median and the quartiles over the rounds are reported.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from benchmarks.registry import Implementation
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How long to measure."""
+    """The number and the length of the samples."""
 
     rounds: int = 21  # samples of each peer
-    fewest_rounds: int = 5  # as many even where the budget of a case is spent
+    fewest_rounds: int = 5  # even if the budget is exhausted
     budget_s: float = 10.0  # for all samples of a case
-    sample_s: float = 0.02  # a sample is as many calls as fill this time, at most `most_calls`
+    sample_s: float = 0.02  # a sample is as many calls as take this time, at most `most_calls`
     most_calls: int = 1000
-    seed: int = 0  # of the order in which the peers take their turns
+    seed: int = 0  # of the order of the peers
 
 
 _WARM_UPS = 3
-# A call this long needs no warm-up before each sample: what the others leave in the caches is
-# refilled in milliseconds.
+# A call of this length needs no warm-up before each sample, because the caches that other peers
+# have evicted are refilled in milliseconds.
 _LONG_S = 0.1
 QUICK = Settings(rounds=3, fewest_rounds=3, budget_s=1.0, sample_s=0.002, most_calls=100)
 
@@ -49,7 +49,7 @@ class Measurement:
 
     case: Case
     peer: str
-    status: str  # "ok", "wrong", "failed", or why it cannot run here
+    status: str  # "ok", "wrong", "failed", or why it cannot run on this machine
     note: str = ""
     error: float | None = None
     tolerance: float | None = None
@@ -58,20 +58,20 @@ class Measurement:
     upper_quartile_s: float | None = None
     rounds: int = 0
     calls_per_sample: int = 0
-    temp_bytes: int | None = None  # what the compiled program allocates beside inputs and outputs
-    limit: str = ""  # which limit of the device binds the case: "memory" or "matmul"
-    limit_s: float | None = None  # how long the case takes at that limit
+    temp_bytes: int | None = None  # of the compiled program, without inputs and outputs
+    limit: str = ""  # the limiting resource: "memory" or "matmul"
+    limit_s: float | None = None  # the time of the case at that limit
 
     @property
     def share(self) -> float | None:
-        """Of the device's limit that was reached."""
+        """The share of the device's limit that was reached."""
         if self.median_s is None or self.limit_s is None:
             return None
         return self.limit_s / self.median_s
 
     @property
     def passed(self) -> bool:
-        """Nothing is wrong with it (it may be absent)."""
+        """Whether nothing is wrong; a peer that is not installed counts as passed."""
         return self.status not in ("wrong", "failed")
 
     def __str__(self) -> str:
@@ -86,7 +86,7 @@ def measure(
     pool: workers.Workers,
     limits: Limits | None = None,
 ) -> list[Measurement]:
-    """One case, all peers: first right, then fast."""
+    """Measure one case: check all peers, then time those that are correct."""
     inputs = Inputs(references.inputs(case))
     exact = references.Exact(case, inputs.host)
     measurements, programs = [], {}
@@ -110,7 +110,7 @@ def _check(
     exact: references.Exact,
     pool: workers.Workers,
 ) -> tuple[Measurement, Program | None]:
-    """The error of a peer's outputs, and its program if they are right."""
+    """The error of a peer's outputs, and its program if they are correct."""
     unavailable = implementation.unavailable(jax.default_backend())
     if implementation.known_wrong is not None:
         unavailable = unavailable or implementation.known_wrong(case.shape)
@@ -118,7 +118,7 @@ def _check(
         return Measurement(case, implementation.peer, unavailable), None
     try:
         program = build(implementation, case.direction, inputs, pool)
-    except Exception as problem:  # a peer that cannot do this case does not end the run
+    except Exception as problem:  # the other peers are measured nevertheless
         note = f"{type(problem).__name__}: {problem}".splitlines()[0][:200]
         return Measurement(case, implementation.peer, "failed", note), None
     error = exact.error(program.outputs)
@@ -129,7 +129,7 @@ def _check(
         case,
         implementation.peer,
         "ok" if right else "wrong",
-        note="" if math.isfinite(error) else "not finite, or of another shape",
+        note="" if math.isfinite(error) else "not finite, or a wrong shape",
         error=error if math.isfinite(error) else None,
         tolerance=tolerance,
         temp_bytes=program.temp_bytes if right else None,
@@ -138,7 +138,7 @@ def _check(
 
 
 def take_turns(programs: dict[str, Program], settings: Settings) -> dict[str, dict[str, Any]]:
-    """Samples in turns until the rounds or the budget are used up."""
+    """Sample the peers alternately until the rounds or the budget are exhausted."""
     calls, settle = {}, {}
     for peer, program in programs.items():
         calls[peer], settle[peer] = _calls_per_sample(program, settings)
@@ -156,7 +156,7 @@ def take_turns(programs: dict[str, Program], settings: Settings) -> dict[str, di
 
 
 def _calls_per_sample(program: Program, settings: Settings) -> tuple[int, bool]:
-    """As many as fill a sample. Finding out is the warm-up: the first calls are slow ones."""
+    """The calls that fill a sample, and whether to warm up before each; this is a warm-up too."""
     calls, once = 1, 0.0
     for _ in range(_WARM_UPS):
         was_long = once > _LONG_S

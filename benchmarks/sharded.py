@@ -1,4 +1,4 @@
-"""What crosses the wire: the collectives of losses that are compiled for several devices."""
+"""Communication: the collectives of losses compiled for several devices."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks import compiling, targets
 from benchmarks.report import Table, mebibytes
 
-# Compiled for CPUs wherever they are; for TPUs where libtpu is installed.
+# TPU targets need libtpu.
 _CPU_DEVICES = (8, 64)
 _TPU_DEVICES = (2, 4, 8, 16, 64, 256)
 _QUICK_DEVICES = (4,)
@@ -17,7 +17,7 @@ _QUICK_DEVICES = (4,)
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One program on so many devices."""
+    """One program for a number of devices."""
 
     target: str
     devices: int
@@ -33,7 +33,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Communication:
-    """The collectives of one program, and what a device allocates."""
+    """The collectives of one program, and its temporaries per device."""
 
     target: str
     devices: int
@@ -47,7 +47,7 @@ class Communication:
 
     @property
     def passed(self) -> bool:
-        """It compiled, or cannot here, or does not fit: a result as well."""
+        """Whether it did not fail; a missing compiler and "too large" are results."""
         return self.status != "failed"
 
     def __str__(self) -> str:
@@ -55,7 +55,7 @@ class Communication:
 
 
 def parts(*, quick: bool) -> list[Part]:
-    """Every program on every number of devices."""
+    """Every program for every number of devices."""
     known = compiling.programs("sharded", quick)
     counts = [(f"cpu:{n}", n) for n in (_QUICK_DEVICES if quick else _CPU_DEVICES)]
     if not quick:
@@ -68,7 +68,7 @@ def parts(*, quick: bool) -> list[Part]:
 
 
 def measure(chosen: Sequence[Part], advance: Callable[[], None]) -> list[Communication]:
-    """All programs of a target in one process."""
+    """Compile all programs of a target in one process."""
     rows = []
     for part, found in compiling.by_target("sharded", chosen):
         kept = {k: found[k] for k in ("status", "note", "temp_bytes", "collectives") if k in found}
@@ -79,7 +79,7 @@ def measure(chosen: Sequence[Part], advance: Callable[[], None]) -> list[Communi
 
 
 def tables(rows: Sequence[Communication]) -> list[Table]:
-    """One line for each program; a target that cannot be served is one line."""
+    """One line per program, and one per target that is not available."""
     lines, absent = [], set()
     for row in rows:
         if row.status.startswith("needs"):
@@ -102,7 +102,7 @@ def tables(rows: Sequence[Communication]) -> list[Table]:
     sizes = "x".join(map(str, rows[0].sizes)) if rows else ""
     note = (
         f"Value and gradients, bfloat16, tokens x features x classes {sizes}. Counted in the "
-        "optimised program, loops by their trips; sent: with ring algorithms; largest: the array "
-        "that one collective reduces or gathers, on one device."
+        "optimised program, loops by their trip counts. Sent: with ring algorithms. Largest: the "
+        "largest array, on one device, that a collective reduces or gathers."
     )
-    return [Table("sharded: what crosses the wire", columns, lines, note)]
+    return [Table("sharded: collectives and bytes communicated", columns, lines, note)]

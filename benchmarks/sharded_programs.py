@@ -1,4 +1,4 @@
-"""Losses over several devices: what is sharded, and how it is written."""
+"""Losses on several devices, in several layouts."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ DATA, MODEL = "data", "model"
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How the devices are arranged and what they hold."""
+    """The mesh, and the mesh axes over which the arrays are sharded."""
 
     name: str
-    model: Callable[[int], int]  # of so many devices, how many share the classes
-    tokens: str | None  # the mesh axis that the tokens are sharded over
-    features: str | None  # ... and the features of the kernel
-    classes: str | None  # ... and the classes
+    model: Callable[[int], int]  # number of devices -> size of the mesh axis of the classes
+    tokens: str | None  # the mesh axis of the tokens
+    features: str | None  # the mesh axis of the kernel's features
+    classes: str | None  # the mesh axis of the classes
 
 
 LAYOUTS = (
@@ -48,17 +48,17 @@ class Sharded:
 
     peer: str
     operation: str  # "cross_entropy" or "linear_cross_entropy"
-    written: str  # "jit", with shardings, or "shard_map", with an axis name
+    written: str  # "jit", with shardings, or "shard_map", with the name of a mesh axis
     layout: Layout
     sizes: tuple[int, ...]
 
     @property
     def computed(self) -> str:
-        """In a word."""
+        """The operation, the layout and how it is written."""
         return f"{self.operation}, {self.layout.name} sharded, {self.written}"
 
     def lowered(self, devices: Any, platform: str) -> Any:
-        """For all of these devices."""
+        """Lowered for all of these devices."""
         model = self.layout.model(devices.size)
         mesh = Mesh(devices.reshape(devices.size // model, model), (DATA, MODEL))
         shapes, specs = self._arguments()
@@ -113,6 +113,6 @@ def programs(*, quick: bool) -> Iterator[Sharded]:
             if layout.features and operation == "cross_entropy":
                 continue
             yield Sharded(peer, operation, "jit", layout, sizes)
-        # Only where the classes are sharded does the loss itself communicate.
+        # The loss itself communicates only if the classes are sharded.
         if peer == OURS:
             yield Sharded(peer, operation, "shard_map", LAYOUTS[0], sizes)

@@ -1,4 +1,4 @@
-"""The suites by name: how each is measured and shown."""
+"""The suites: their parts, how a part is measured, and their tables."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from benchmarks.report import Table
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What all suites of a run share."""
+    """The settings that all suites of a run share."""
 
     quick: bool
     settings: runner.Settings
@@ -38,12 +38,12 @@ class Run:
     advance: Callable[[], None] = lambda: None
 
     def chosen(self, things: Sequence[Any]) -> list[Any]:
-        """Those whose text every filter is found in (regular expressions)."""
+        """Those whose text matches every filter (regular expressions)."""
         return [t for t in things if all(re.search(f, str(t)) for f in self.filters)]
 
 
 class Suite(NamedTuple):
-    """`parts` are what the progress counts: `measure` calls `advance` once for each of them."""
+    """`measure` calls `Run.advance` once per part, which moves the progress bar."""
 
     parts: Callable[[Run], list[Any]]
     measure: Callable[[Run, list[Any]], list[Any]]  # rows: dataclasses with `passed`
@@ -66,7 +66,7 @@ def _measure_cases(run: Run, chosen: Sequence[cases.Case]) -> list[Any]:
 
 
 def _each(measure: Callable[..., list[Any]]) -> Callable[[Run, list[Any]], list[Any]]:
-    """A suite whose parts do not know of each other."""
+    """Measure the parts of a suite one by one."""
 
     def measure_all(run: Run, parts: list[Any]) -> list[Any]:
         rows: list[Any] = []
@@ -104,7 +104,7 @@ SUITES: dict[str, Suite] = {
         lambda run: run.chosen(compile_times.parts()),
         _each(lambda part, run: compile_times.measure(part, quick=run.quick)),
         compile_times.tables,
-        compile_times.FirstCall,
+        compile_times.Compilation,
     ),
     "aot": Suite(
         lambda run: run.chosen(aot.parts(quick=run.quick)),

@@ -1,6 +1,6 @@
-"""Devices to compile for that need not be there: TPUs and an H200 by description, CPUs by number.
+"""Devices to compile for that are not attached: TPUs and an H200 by description, CPUs by number.
 
-A target is named like `tpu v5e:2x2`, `cuda h200` or `cpu:8`.
+A target has a name such as `tpu v5e:2x2`, `cuda h200` or `cpu:8`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TPU_OF_DEVICES = {
 
 
 def unavailable(target: str) -> str | None:
-    """What this environment lacks to compile for it, if it does."""
+    """What is missing to compile for the target, or None."""
     if target.startswith("tpu") and importlib.util.find_spec("libtpu") is None:
         return "needs libtpu"
     if target.startswith("cuda") and not any(map(importlib.util.find_spec, _CUDA_PLUGINS)):
@@ -34,10 +34,10 @@ def unavailable(target: str) -> str | None:
 
 
 def environment(target: str) -> dict[str, str]:
-    """Of the process that compiles for a target; nothing runs in it, whatever the machine has."""
+    """Environment variables of the process that compiles for a target, which runs nothing."""
     variables = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
     if target.startswith("tpu"):
-        variables["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # it guards a device that nobody opens here
+        variables["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # the lock protects a device that is not used
     if target.startswith("cpu:"):
         count = target.removeprefix("cpu:")
         flags = f"--xla_force_host_platform_device_count={count}"
@@ -46,7 +46,7 @@ def environment(target: str) -> dict[str, str]:
 
 
 def devices(target: str) -> Any:
-    """The target's devices, in the process whose environment is that of the target."""
+    """The target's devices, in a process with the target's environment."""
     import jax
     from jax.experimental import topologies
 
@@ -63,5 +63,5 @@ def devices(target: str) -> Any:
 
 
 def platform(target: str) -> str:
-    """As `jax.jit(...).trace(...).lower(lowering_platforms=...)` names it."""
+    """Its name in `jax.jit(...).trace(...).lower(lowering_platforms=...)`."""
     return target.partition(" ")[0].partition(":")[0]

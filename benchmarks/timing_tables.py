@@ -1,4 +1,4 @@
-"""Times, shares of the limit and temporary memory: a line for each case, a column for each peer."""
+"""Tables of times and temporary memory: a line per case, a column per peer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TITLES = {"linear_chunks": "linear_cross_entropy over chunk_size"}
 
 
 def tables(suite: str, measurements: Sequence[Measurement]) -> list[Table]:
-    """Two tables for the cases that have the same peers."""
+    """Two tables for each group of cases with the same peers."""
     groups: dict[tuple[str, ...], list[Measurement]] = {}
     for group in _by_case(measurements).values():
         groups.setdefault(tuple(m.peer for m in group), []).extend(group)
@@ -54,16 +54,16 @@ def _two_tables(suite: str, measurements: Sequence[Measurement]) -> list[Table]:
     title = _TITLES.get(first.operation, suite)
     return [
         Table(
-            f"{title}: milliseconds a call, and share of the limit",
+            f"{title}: milliseconds per call, and share of the limit",
             [*columns, "limit", *peers, *last],
             times,
             _note(measurements),
         ),
         Table(
             f"{title}: temporary memory in MiB",
-            [*columns, "the logits themselves", *peers],
+            [*columns, "size of the logits", *peers],
             memory,
-            "What the compiled program allocates beside its inputs and outputs; – is not known.",
+            "Allocated by the compiled program in addition to inputs and outputs; – is unknown.",
         ),
     ]
 
@@ -94,7 +94,7 @@ def _time(measurement: Measurement) -> str:
 
 
 def _ratio(found: dict[str, Measurement]) -> str:
-    """Our time over that of the fastest other peer."""
+    """Our time divided by that of the fastest other peer."""
     times = {peer: m.median_s for peer, m in found.items() if m.median_s is not None}
     others = {peer: t for peer, t in times.items() if not peer.startswith(OURS)}
     if OURS not in times or not others:
@@ -104,7 +104,7 @@ def _ratio(found: dict[str, Measurement]) -> str:
 
 
 def _note(measurements: Sequence[Measurement]) -> str:
-    """How far the results were from float64: what a reader trusts the times by."""
+    """What the cells contain, and the largest error against float64."""
     parts = []
     for dtype in dict.fromkeys(m.case.dtype for m in measurements):
         checked = [m for m in measurements if m.case.dtype == dtype and m.error is not None]
@@ -112,6 +112,7 @@ def _note(measurements: Sequence[Measurement]) -> str:
             worst = max(checked, key=lambda m: m.error or 0.0)
             parts.append(f"{dtype} {worst.error:.1e} ({worst.peer}), allowed {worst.tolerance:.0e}")
     return (
-        "Median ± half the interquartile range (share of the limit that binds the case, whose own "
-        f"time stands under limit). Largest error against float64: {'; '.join(parts)}."
+        "Median ± half the interquartile range (share of the limit). Limit: the resource that "
+        "limits the case, and the milliseconds that it needs at the device's rate. Largest error "
+        f"against float64: {'; '.join(parts)}."
     )

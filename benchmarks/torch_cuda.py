@@ -1,6 +1,6 @@
-"""PyTorch's fused kernels on CUDA, each imported where it is called; not run on any other device.
+"""Fused losses for PyTorch on CUDA; each library is imported by the function that calls it.
 
-Weights are [V, D]. A signature that has changed shows as a failed row with the library's message.
+Weights are [V, D]. If a library has changed its signature, the row fails with its message.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _compiled(name: str) -> Callable[..., Tensor]:
 def _liger_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     from liger_kernel.transformers import LigerCrossEntropyLoss
 
-    # Its kernel overwrites the logits with their gradient.
+    # It overwrites the logits with their gradient.
     return LigerCrossEntropyLoss()(logits.clone(), labels)
 
 

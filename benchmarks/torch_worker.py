@@ -1,4 +1,4 @@
-"""PyTorch's part of the benchmarks; only ever imported in a worker's process."""
+"""The PyTorch peers; imported only in the worker process."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "chunked_linear_cross_entropy": _chunked_linear_cross_entropy,
     **torch_cuda.FUNCTIONS,
 }
-# How many of the first inputs a direction differentiates by; the pullback's last is the cotangent.
+# The number of leading inputs to differentiate (default 1).
 _DIFFERENTIATED = {"forward": 0, "value_and_grads": 2}
 
 _ON_CUDA = torch.cuda.is_available()
 _DEVICE = torch.device("cuda" if _ON_CUDA else "cpu")
 
-# As many threads as XLA takes: one for each processor that this process may use.
+# As many threads as XLA uses: one per processor available to this process.
 torch.set_num_threads(workers.processors())
 
 
 def prepare(
     function: str, direction: str, arrays: Sequence[Any]
 ) -> tuple[Callable[[], list[Tensor]], Callable[[list[Tensor]], list[Any]]]:
-    """The computation as a function without arguments, and the way back to NumPy."""
+    """The computation as a function without arguments, and the conversion to NumPy."""
     compute = _FUNCTIONS[function]
     linear = "linear" in function
     inputs = [_to_torch(array).to(_DEVICE) for array in arrays]
     if linear:
-        inputs[1] = inputs[1].T.contiguous()  # [V, D], as PyTorch's layers hold it
+        inputs[1] = inputs[1].T.contiguous()  # [V, D], the layout of PyTorch's layers
     cotangent = inputs.pop() if direction == "vjp" else None
     by = inputs[: _DIFFERENTIATED.get(direction, 1)]
 
@@ -86,7 +86,7 @@ def _waited_for(tensors: list[Tensor]) -> list[Tensor]:
 def _to_torch(array: Any) -> Tensor:
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    # The only integer type that it takes for labels.
+    # PyTorch accepts only int64 labels.
     return torch.from_numpy(array).long() if array.dtype == np.int32 else torch.from_numpy(array)
 
 

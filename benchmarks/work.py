@@ -1,4 +1,4 @@
-"""What a case cannot do without: the bytes and the products, and how long the device needs them."""
+"""The least work of a case, in bytes and operations, and the time the device needs for it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from benchmarks.limits import Limits
 
 # A matrix product of [N, D] and [D, V] is N·D·V multiplications and as many additions.
 _FLOPS_OF_PRODUCT = 2
-# Logits; and, for the gradients, those of the hidden states and of the kernel.
+# One for the logits, and one for each of the two gradients.
 _PRODUCTS = {"forward": 1, "value_and_grads": 3}
 
 
 class Work(NamedTuple):
-    """Each array read once and each result written once: what no implementation goes below."""
+    """Each input read once, each result written once: a lower bound for every implementation."""
 
     read_bytes: int
     written_bytes: int
@@ -43,9 +43,9 @@ def of(case: Case) -> Work:
 
 
 def limit(case: Case, limits: Limits) -> tuple[str, float]:
-    """The limit that binds a case, and how long the case takes at it."""
+    """The resource that limits a case, and the seconds that the case needs of it."""
     least = of(case)
-    # What is written is taken to be copied; what is read beyond that, read.
+    # Written bytes count as copied, and the reads in excess of them as reads.
     copied = min(least.read_bytes, least.written_bytes)
     memory = 2 * copied / limits.copy_bytes_per_s
     memory += (least.read_bytes - copied) / limits.read_bytes_per_s

@@ -1,8 +1,8 @@
-"""Peers with a runtime of their own, each in a process of its own, and the clock that all share.
+"""Worker processes for peers with another runtime, and the timing function of all peers.
 
-Parent and worker exchange pickles over the worker's standard streams. A worker holds one prepared
-computation at a time: inputs stay there between samples, only durations come back. Between
-samples it waits for a line and leaves the processor to the others.
+Parent and worker exchange pickles over the worker's standard streams. A worker keeps one prepared
+computation with its inputs and returns only durations. Between samples it blocks on its input, and
+uses no processor.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def seconds_per_call(
     wait: Callable[[Any], Any] = lambda result: result,
     wait_each: bool = True,
 ) -> float:
-    """The mean duration of `calls` calls, after one that is not counted if it is to settle.
+    """The mean duration of `calls` calls, after an untimed one if `settle`.
 
-    `wait` waits for a result: for each one, or only for the last.
+    `wait` is applied to each result, or only to the last one if not `wait_each`.
     """
     if settle:
-        wait(run())  # whoever ran before has left the caches cold and the allocator changed
+        wait(run())  # other peers have changed the caches and the allocator
     start = time.perf_counter()
     for _ in range(calls):
         result = run()
@@ -45,7 +45,7 @@ def seconds_per_call(
 
 
 def processors() -> int:
-    """How many processors this process may use."""
+    """The number of processors available to this process."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -58,9 +58,9 @@ class _Failed(NamedTuple):
 # --- the parent's side ----------------------------------------------------------------------------
 
 
-# OpenMP's threads otherwise spin at every barrier, and where another process wants the processor a
-# call then lasts until the scheduler steps in: PyTorch's loss of 64 x 1000 took 31 ms, with this
-# 0.1 (PyTorch 2.13, two processors at a load of 1.5).
+# By default OpenMP's threads spin at every barrier; if another process needs the processor, a call
+# then takes until the scheduler preempts them. PyTorch's loss of 64 x 1000 took 31 ms by default
+# and 0.1 ms with this setting (PyTorch 2.13, two processors, load average 1.5).
 _PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
@@ -77,15 +77,15 @@ class Worker:
         )
 
     def prepare(self, function: str, direction: str, arrays: Sequence[Numbers]) -> list[Numbers]:
-        """Keep these inputs, compute once, and return the outputs."""
+        """Send the inputs, compute once, and return the outputs."""
         return self._ask("prepare", function, direction, list(arrays))
 
     def seconds_per_call(self, calls: int, settle: bool = True) -> float:
-        """Time what was prepared."""
+        """Time the prepared computation."""
         return self._ask("time", calls, settle)
 
     def close(self) -> None:
-        """End the process by ending its input."""
+        """Close the worker's input, which ends it."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
@@ -104,7 +104,7 @@ class Worker:
 
 
 class Workers:
-    """The workers of a run, started when first asked for: `with Workers() as workers`."""
+    """The workers of a run, started on demand: `with Workers() as workers`."""
 
     def __init__(self) -> None:
         self._workers: dict[tuple[str, str], Worker] = {}
@@ -127,14 +127,14 @@ class Workers:
 
 
 def serve(module: str) -> None:
-    """Answer until the input ends; the module's `prepare` says what is computed.
+    """Answer requests until the input ends.
 
-    `prepare(function, direction, arrays)` returns a function without arguments that computes and
-    waits for the result, and one that turns such a result into NumPy arrays.
+    The module's `prepare(function, direction, arrays)` returns a function without arguments that
+    computes and waits for the result, and a function that converts the result to NumPy arrays.
     """
     requests = sys.stdin.buffer
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # a library that prints would otherwise break the stream of pickles
+    os.dup2(2, 1)  # so that libraries that print do not corrupt the stream of pickles
     prepare = importlib.import_module(module).prepare
     run: Callable[[], Any] | None = None
     while True:
@@ -145,7 +145,7 @@ def serve(module: str) -> None:
         answer: Any
         try:
             if kind == "prepare":
-                run = None  # the previous inputs are not kept beside the new ones
+                run = None  # releases the previous inputs
                 run, to_numpy = prepare(*arguments)
                 answer = to_numpy(run())
             else:
@@ -159,5 +159,5 @@ def serve(module: str) -> None:
 
 
 if __name__ == "__main__":
-    # By its importable name: pickles name the classes of this module, and __main__ is another one.
+    # Imported by name, because pickles refer to classes of benchmarks.workers, not of __main__.
     importlib.import_module("benchmarks.workers").serve(sys.argv[1])

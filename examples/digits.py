@@ -151,14 +151,14 @@ def draw_curves(figure: mpl.figure.SubFigure, history: History) -> None:
     """Loss and accuracy over the epochs, both on the scale that shows the end of learning."""
     loss, error = figure.subplots(2, 1, sharex=True)
     epochs = np.arange(1, len(history.train_loss) + 1)
-    floor = 0.5 / 1797  # no error at all has no logarithm
+    least = 0.5 / 1797  # no error at all has no logarithm
     curves = (
         ("training", TRAIN, history.train_loss, history.train_accuracy),
         ("held out", HELD_OUT, history.held_out_loss, history.held_out_accuracy),
     )
     for name, colour, losses, accuracies in curves:
         loss.semilogy(epochs, losses, color=colour, label=name, lw=2)
-        wrong = 100 * np.maximum(1.0 - np.asarray(accuracies), floor)
+        wrong = 100 * np.maximum(1.0 - np.asarray(accuracies), least)
         error.semilogy(epochs, wrong, color=colour, label=name, lw=2)
     loss.set(title="Negative log-likelihood", ylabel="nats per digit")
     loss.legend(frameon=False)

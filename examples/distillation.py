@@ -65,7 +65,7 @@ def train(steps: int = 200) -> Result:
     teacher, _ = fit(new(first, 256), lambda p: cross_entropy(logits_of(p, images), labels), steps)
     soft = softmax(logits_of(teacher, images) / TEMPERATURE)
     # The cross entropy of the teacher with itself: what no student can get below.
-    floor = cross_entropy(logits_of(teacher, images), soft, temperature=TEMPERATURE)
+    least = cross_entropy(logits_of(teacher, images), soft, temperature=TEMPERATURE)
 
     def loss_of(student):
         logits = logits_of(student, images)
@@ -76,7 +76,7 @@ def train(steps: int = 200) -> Result:
     def accuracy(parameters):
         return float(jnp.mean(jnp.argmax(logits_of(parameters, images), axis=-1) == labels))
 
-    divergences = losses / TEMPERATURE**2 - floor
+    divergences = losses / TEMPERATURE**2 - least
     return Result(accuracy(teacher), divergences.tolist(), accuracy(student))
 
 

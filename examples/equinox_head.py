@@ -29,9 +29,9 @@ class Classifier(eqx.Module):
 
 
 def loss_of(model: Classifier, images: jax.Array, labels: jax.Array) -> jax.Array:
-    """eqx.nn.Linear's weight is [V, D]: its transpose is the kernel."""
-    hidden = jax.vmap(model.hidden)(images)
-    return linear_cross_entropy(hidden, model.head.weight.T, labels, model.head.bias)
+    """eqx.nn.Linear's weight is [V, D], as a tied embedding is."""
+    hidden, head = jax.vmap(model.hidden)(images), model.head
+    return linear_cross_entropy(hidden, head.weight, labels, head.bias, kernel_layout="VD")
 
 
 def train(steps: int = 100) -> list[float]:

@@ -151,7 +151,12 @@ def fused_loss(model: LanguageModel, tokens: jax.Array, labels: jax.Array) -> ja
     """The mean over the tokens that are no padding; no array of logits."""
     embedding = model.embed.embedding[...]  # [vocabulary, width]
     return linear_cross_entropy(
-        model(tokens), embedding.T, labels, ignore_index=PADDING, z_loss=Z_LOSS
+        model(tokens),
+        embedding,
+        labels,
+        kernel_layout="VD",
+        ignore_index=PADDING,
+        z_loss=Z_LOSS,
     )
 
 
@@ -204,7 +209,12 @@ def make_evaluation(structure: nnx.GraphDef, held_out: Texts, batch: int) -> Cal
         model, _ = nnx.merge(structure, state)
         embedding = model.embed.embedding[...]
         return linear_cross_entropy(
-            model(tokens), embedding.T, labels, ignore_index=PADDING, reduction="sum"
+            model(tokens),
+            embedding,
+            labels,
+            kernel_layout="VD",
+            ignore_index=PADDING,
+            reduction="sum",
         )
 
     def evaluate(state: nnx.State) -> float:

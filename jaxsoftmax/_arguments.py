@@ -1,26 +1,82 @@
-"""What the user wrote -> arrays of known kind and shape.
+"""What the user passed -> arrays of known kind and shape.
 
 Every error about an array is raised here, when the function is called or traced, and names the
-argument, what it got and what was expected. (Values are looked at in `_batch`.)
+argument, what it got and what was expected. (Values are looked at in `_examples`.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxsoftmax._options import KernelLayout, LinearOptions, LossOptions
+from jaxsoftmax._xla import mesh
 
-def as_array(name: str, value: Any) -> Array:
+Shape = tuple[int, ...]
+
+
+class Arrays(NamedTuple):
+    """The arrays of a loss beside its logits, or beside the linear layer that makes them."""
+
+    labels: Array
+    where: Array | None = None
+    class_weights: Array | None = None
+    example_weights: Array | None = None
+    denominator: Array | None = None
+
+
+Given = tuple[object, object, object, object, object]  # the same unchecked, in this order
+
+
+def checked(
+    name: str, logits: object, axis: object, given: Given, options: LossOptions
+) -> tuple[Array, int, Arrays]:
+    """The logits of a loss, their class axis, and the arrays beside them."""
+    x, index = checked_logits(name, logits, axis)
+    mask = as_mask(given[1], x.shape, name)
+    return x, index, _beside(name, x.shape, index, mask, given, options)
+
+
+def checked_linear(
+    hidden: object, kernel: object, bias: object, given: Given, options: LinearOptions
+) -> tuple[Array, Array, Array | None, Arrays]:
+    """The same for logits that are those of a linear layer."""
+    h, w, b = _as_linear(hidden, kernel, bias, options.kernel_layout)
+    shape = (*h.shape[:-1], w.shape[options.kernel_layout.index("V")])
+    mask = _as_class_mask(given[1], shape)
+    return h, w, b, _beside("hidden @ kernel", shape, len(shape) - 1, mask, given, options)
+
+
+def _beside(
+    name: str, shape: Shape, axis: int, where: Array | None, given: Given, options: LossOptions
+) -> Arrays:
+    labels, _, class_weights, example_weights, denominator = given
+    y = as_labels(labels, name, shape, axis)
+    if options.ignore_index is not None and y.ndim == len(shape):
+        raise ValueError(
+            f"ignore_index is for integer labels, got ignore_index={options.ignore_index} with "
+            f"labels of shape {_show(y.shape)}, one distribution per example; use "
+            "example_weights=mask"
+        )
+    return Arrays(
+        y,
+        where,
+        as_class_weights(class_weights, shape[axis], mesh.shards(options.axis_name)),
+        as_example_weights(example_weights, shape[:axis] + shape[axis + 1 :]),
+        as_denominator(denominator, options.reduction),
+    )
+
+
+def as_array(name: str, value: object) -> Array:
     """Value as a JAX array; Python containers are refused, as jax.numpy refuses them."""
     if isinstance(value, (list, tuple, dict, set, str, bytes)) or value is None:
         raise TypeError(
             f"{name} must be an array, got a {type(value).__name__}; "
-            f"write jnp.asarray({name}) to make one of it"
+            f"write jnp.asarray({name}) to convert it"
         )
     if isinstance(value, (np.ndarray, np.integer)) and value.dtype in (np.int64, np.uint64):
         # Without x64, JAX keeps the low 32 bits: a label of 2**32 would pass for class 0.
@@ -29,7 +85,7 @@ def as_array(name: str, value: Any) -> Array:
     return jnp.asarray(value)
 
 
-def as_real(name: str, value: Any) -> Array:
+def as_real(name: str, value: object) -> Array:
     """An array of floating point numbers."""
     array = as_array(name, value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
@@ -40,17 +96,17 @@ def as_real(name: str, value: Any) -> Array:
     return array
 
 
-def as_mask(name: str, value: Any, shape: Sequence[int], of: str) -> Array | None:
-    """A boolean array that broadcasts to `shape`, broadcast; None stays None."""
+def as_mask(value: object, shape: Shape, of: str) -> Array | None:
+    """`where`: a boolean array that broadcasts to `shape`, broadcast; None stays None."""
     if value is None:
         return None
-    array = as_array(name, value)
+    array = as_array("where", value)
     if array.dtype != jnp.bool_:
-        raise TypeError(f"{name} must be boolean, got dtype {array.dtype}")
-    return _broadcast(name, array, shape, of)
+        raise TypeError(f"where must be boolean, got dtype {array.dtype}")
+    return _broadcast("where", array, shape, of)
 
 
-def _broadcast(name: str, array: Array, shape: Sequence[int], of: str) -> Array:
+def _broadcast(name: str, array: Array, shape: Shape, of: str) -> Array:
     try:
         return jnp.broadcast_to(array, tuple(shape))
     except ValueError:
@@ -60,17 +116,18 @@ def _broadcast(name: str, array: Array, shape: Sequence[int], of: str) -> Array:
         ) from None
 
 
-def class_axis(name: str, array: Array, axis: Any) -> int:
-    """The class axis of one array as an index >= 0, checked to hold at least one class."""
-    (index,) = class_axes(name, array, axis, several=False)
-    return index
+def checked_logits(name: str, logits: object, axis: object) -> tuple[Array, int]:
+    """Logits, and their class axis as an index >= 0, checked to hold at least one class."""
+    x = as_real(name, logits)
+    return x, class_axes(name, x, axis, several=False)[0]
 
 
-def class_axes(name: str, array: Array, axis: Any, *, several: bool = True) -> tuple[int, ...]:
+def class_axes(name: str, array: Array, axis: object, *, several: bool = True) -> tuple[int, ...]:
     """The same for one axis or a tuple of them."""
     expected = "an int or a tuple of ints" if several else "an int"
-    axes = axis if several and isinstance(axis, tuple) else (axis,)
-    if not all(isinstance(a, (int, np.integer)) and not isinstance(a, bool) for a in axes):
+    given = axis if several and isinstance(axis, tuple) else (axis,)
+    axes = [a for a in given if isinstance(a, (int, np.integer)) and not isinstance(a, bool)]
+    if len(axes) < len(given):
         raise TypeError(f"axis must be {expected}, got {axis!r}")
     if not axes:
         raise ValueError("axis must name at least one axis, got ()")
@@ -92,130 +149,118 @@ def class_axes(name: str, array: Array, axis: Any, *, several: bool = True) -> t
     return indices
 
 
-def as_linear(hidden: Any, kernel: Any, bias: Any) -> tuple[Array, Array, Array | None]:
+def _as_linear(
+    hidden: object, kernel: object, bias: object, layout: KernelLayout
+) -> tuple[Array, Array, Array | None]:
     """The arrays of a linear layer, their shapes agreeing."""
-    hidden, kernel = as_real("hidden", hidden), as_real("kernel", kernel)
-    if hidden.ndim < 1:
+    h, w = as_real("hidden", hidden), as_real("kernel", kernel)
+    if h.ndim < 1:
         raise ValueError("hidden must have a feature axis, [..., D], got a scalar")
-    if kernel.ndim != 2 or kernel.shape[0] != hidden.shape[-1]:
+    features, classes = layout.index("D"), layout.index("V")
+    if w.ndim != 2 or w.shape[features] != h.shape[-1]:
+        expected = "[D, V]" if layout == "DV" else "[V, D]"
+        other = "VD" if layout == "DV" else "DV"
+        fits_other = w.ndim == 2 and w.shape[classes] == h.shape[-1]
+        hint = f'; this one fits kernel_layout="{other}"' if fits_other else ""
         raise ValueError(
-            f"kernel must have shape [D, V] with D = {hidden.shape[-1]}, the last axis of hidden "
-            f"{_show(hidden.shape)}, got {_show(kernel.shape)}; "
-            "a tied embedding [V, D] is passed as embedding.T"
+            f'kernel must have shape {expected} with kernel_layout="{layout}" and '
+            f"D = {h.shape[-1]}, the last axis of hidden {_show(h.shape)}, "
+            f"got {_show(w.shape)}{hint}"
         )
-    if kernel.shape[1] == 0:
-        raise ValueError(f"kernel must have at least one class, got shape {_show(kernel.shape)}")
+    if w.shape[classes] == 0:
+        raise ValueError(f"kernel must have at least one class, got shape {_show(w.shape)}")
     if bias is None:
-        return hidden, kernel, None
-    bias = as_real("bias", bias)
-    if bias.shape != kernel.shape[1:]:
-        raise ValueError(
-            f"bias must have one entry for each of the {kernel.shape[1]} classes, shape "
-            f"{_show(kernel.shape[1:])}, got shape {_show(bias.shape)}"
-        )
-    return hidden, kernel, bias
+        return h, w, None
+    count = w.shape[classes]
+    what = f"one entry for each of the {count} classes"
+    return h, w, _of_shape("bias", as_real("bias", bias), (count,), what)
 
 
-def as_class_mask(where: Any, shape: Sequence[int]) -> Array | None:
+def _as_class_mask(where: object, shape: Shape) -> Array | None:
     """A mask over the classes: [V] where it is the same for all rows, else [..., V]."""
     if where is None:
         return None
     mask = as_array("where", where)
     if all(n == 1 for n in mask.shape[:-1]) and mask.ndim <= len(shape):
         mask = mask.reshape(mask.shape[-1:])
-        return as_mask("where", mask, shape[-1:], f"hidden @ kernel {_show(shape)}, its last axis")
-    return as_mask("where", mask, shape, "hidden @ kernel")
+        return as_mask(mask, shape[-1:], f"hidden @ kernel {_show(shape)}, its last axis")
+    return as_mask(mask, shape, "hidden @ kernel")
 
 
 # --- labels ---------------------------------------------------------------------------------------
 
 
-def as_labels(name: str, value: Any, logits_name: str, shape: Sequence[int], axis: int) -> Array:
-    """Class indices in the shape of the batch, or distributions in the shape of the logits.
+def as_labels(value: object, logits_name: str, shape: Shape, axis: int) -> Array:
+    """Class indices in the shape of the batch, or soft labels in the shape of the logits.
 
     The rank tells which, never the dtype.
     """
-    labels = as_array(name, value)
+    labels = as_array("labels", value)
     batch = tuple(n for i, n in enumerate(shape) if i != axis)
     if labels.ndim == len(shape):
         if labels.shape != tuple(shape):
             raise ValueError(
-                f"{name} has the rank of {logits_name}, so it must hold one distribution per "
+                f"labels has the rank of {logits_name}, so it must hold one distribution per "
                 f"example in their shape {_show(shape)}, got shape {_show(labels.shape)}"
             )
-        return _real_or_bool(name, labels)
+        return _real_or_bool("labels", labels)
     if labels.shape != batch:
         raise ValueError(
-            f"{name} must have the shape of the batch, {_show(batch)} (class indices), or of "
-            f"{logits_name}, {_show(shape)} (distributions), got shape {_show(labels.shape)}"
+            f"labels must have the shape of the batch, {_show(batch)} (class indices), or of "
+            f"{logits_name}, {_show(shape)} (soft labels), got shape {_show(labels.shape)}"
         )
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(
-            f"{name} of the shape of the batch, {_show(batch)}, must be integer class indices, "
-            f"got dtype {labels.dtype}; a distribution has the shape of {logits_name}, "
+            f"labels of the shape of the batch, {_show(batch)}, must be integer class indices, "
+            f"got dtype {labels.dtype}; soft labels have the shape of {logits_name}, "
             f"{_show(shape)}"
         )
     return labels
 
 
-def check_ignore_index(index: int | None, labels: Array, logits: Array) -> None:
-    """`ignore_index` names a class index, which distributions do not have."""
-    if index is not None and labels.ndim == logits.ndim:
-        raise ValueError(
-            f"ignore_index is for integer labels, got ignore_index={index} with labels of shape "
-            f"{_show(labels.shape)}, one distribution per example; use example_weights=mask"
-        )
-
-
-def as_entries(name: str, value: Any, shape: Sequence[int]) -> Array:
+def as_entries(value: object, shape: Shape) -> Array:
     """Labels entry by entry, in the logits' shape."""
-    labels = _real_or_bool(name, as_array(name, value))
-    if labels.shape != tuple(shape):
-        raise ValueError(
-            f"{name} must have the shape of logits, {_show(shape)}, got {_show(labels.shape)}"
-        )
-    return labels
+    return _of_shape("labels", _real_or_bool("labels", value), shape, "the shape of logits")
 
 
-def as_broadcastable(name: str, value: Any, shape: Sequence[int]) -> Array:
-    """Boolean or real numbers that broadcast to `shape`, broadcast."""
-    return _broadcast(name, _real_or_bool(name, as_array(name, value)), shape, "logits")
+def as_broadcastable(name: str, value: object, shape: Shape) -> Array | None:
+    """Boolean or real numbers that broadcast to `shape`, broadcast; None stays None."""
+    if value is None:
+        return None
+    return _broadcast(name, _real_or_bool(name, value), shape, "logits")
 
 
-def _real_or_bool(name: str, array: Array) -> Array:
+def _of_shape(name: str, array: Array, shape: Shape, what: str) -> Array:
+    if array.shape != tuple(shape):
+        raise ValueError(f"{name} must have {what}, {_show(shape)}, got shape {_show(array.shape)}")
+    return array
+
+
+def _real_or_bool(name: str, value: object) -> Array:
+    array = as_array(name, value)
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise TypeError(f"{name} must be real or boolean, got dtype {array.dtype}")
     return array
 
 
-def as_class_weights(value: Any, classes: int, shards: int = 1) -> Array | None:
+def as_class_weights(value: object, classes: int, shards: int = 1) -> Array | None:
     """One real weight for each class that is here."""
     if value is None:
         return None
-    weights = as_real("class_weights", value)
-    if weights.shape != (classes,):
-        here = "" if shards == 1 else f" of this device's shard, of {shards * classes} in all"
-        raise ValueError(
-            f"class_weights must have one weight for each of the {classes} classes{here}, shape "
-            f"({classes},), got shape {_show(weights.shape)}"
-        )
-    return weights
+    here = "" if shards == 1 else f" of this device's shard, of {shards * classes} in all"
+    what = f"one weight for each of the {classes} classes{here}"
+    return _of_shape("class_weights", as_real("class_weights", value), (classes,), what)
 
 
-def as_example_weights(value: Any, batch: Sequence[int]) -> Array | None:
+def as_example_weights(value: object, batch: Shape) -> Array | None:
     """One weight, or one True or False, for each example."""
     if value is None:
         return None
-    weights = _real_or_bool("example_weights", as_array("example_weights", value))
-    if weights.shape != tuple(batch):
-        raise ValueError(
-            f"example_weights must have the shape of the batch, {_show(batch)}, "
-            f"got shape {_show(weights.shape)}"
-        )
-    return weights
+    name = "example_weights"
+    return _of_shape(name, _real_or_bool(name, value), batch, "the shape of the batch")
 
 
-def as_denominator(value: Any, reduction: str) -> Array | None:
+def as_denominator(value: object, reduction: str) -> Array | None:
     """A scalar to divide the sum by; it may be traced."""
     if value is None:
         return None
@@ -231,5 +276,5 @@ def as_denominator(value: Any, reduction: str) -> Array | None:
     return denominator
 
 
-def _show(shape: Sequence[int]) -> str:
+def _show(shape: Shape) -> str:
     return "[" + ", ".join(map(str, shape)) + "]"

@@ -1,4 +1,4 @@
-"""What a loss is asked for besides its arrays: plain Python values, checked once, hashable.
+"""The options of a loss: plain Python values, checked once, frozen and hashable.
 
 Options are static under jit: an option that is off is a branch never taken, not a term times 0
 (label smoothing of 0 times a log-probability of -inf would be NaN).
@@ -10,17 +10,31 @@ import dataclasses
 import math
 import numbers
 import operator
-from collections.abc import Hashable
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, Literal, TypedDict, get_args
 
-REDUCTIONS = ("none", "sum", "mean")
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float, Real
+
+Reduction = Literal["none", "sum", "mean"]
+Implementation = Literal["auto", "reference", "chunked"]
+KernelLayout = Literal["DV", "VD"]
+
+_POSITIVE = (lambda x: 0.0 < x < math.inf, "a finite number > 0")
+_NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "label_smoothing": (lambda x: 0.0 <= x < 1.0, "in [0, 1)"),
+    "z_loss": (lambda x: 0.0 <= x < math.inf, "a finite number >= 0"),
+    "temperature": _POSITIVE,
+    "soft_cap": _POSITIVE,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossOptions:
     """Every option whose value is a Python number, string or bool."""
 
-    reduction: str = "mean"
+    reduction: Reduction = "mean"
     label_smoothing: float = 0.0
     ignore_index: int | None = None
     return_statistics: bool = False
@@ -28,52 +42,67 @@ class LossOptions:
     soft_cap: float | None = None
     temperature: float = 1.0
     axis_name: Hashable | None = None
-    in_chunks: bool = False  # nobody's argument: the logits come in parts that nobody else has
 
     def __post_init__(self) -> None:
         """Check each value and store it as the plain Python type it stands for."""
-        _check_reduction(self.reduction)
-        smoothing = _number("label_smoothing", self.label_smoothing)
-        if not 0.0 <= smoothing < 1.0:
-            raise ValueError(f"label_smoothing must be in [0, 1), got {smoothing}")
-        z_loss = _number("z_loss", self.z_loss)
-        if not (z_loss >= 0.0 and math.isfinite(z_loss)):
-            raise ValueError(f"z_loss must be a finite number >= 0, got {z_loss}")
-        temperature = _positive("temperature", self.temperature)
-        soft_cap = None if self.soft_cap is None else _positive("soft_cap", self.soft_cap)
-        store = object.__setattr__  # the dataclass is frozen
-        store(self, "label_smoothing", smoothing)
-        store(self, "z_loss", z_loss)
-        store(self, "temperature", temperature)
-        store(self, "soft_cap", soft_cap)
-        store(self, "ignore_index", _index("ignore_index", self.ignore_index))
+        _one_of("reduction", self.reduction, Reduction)
         axis_name_of(self.axis_name)
-        store(self, "return_statistics", _flag("return_statistics", self.return_statistics))
+        for name, (holds, expected) in _NUMBERS.items():
+            if name != "soft_cap" or self.soft_cap is not None:
+                number = _number(name, getattr(self, name))
+                if not holds(number):
+                    raise ValueError(f"{name} must be {expected}, got {number}")
+                self._store(name, number)
+        self._store("ignore_index", _index("ignore_index", self.ignore_index))
+        _reject_array("return_statistics", self.return_statistics, "True or False")
+        if not isinstance(self.return_statistics, bool):
+            raise TypeError(
+                f"return_statistics must be True or False, got {self.return_statistics!r}"
+            )
+
+    def _store(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # the dataclass is frozen
 
 
-def _check_reduction(reduction: object) -> None:
-    _reject_array("reduction", reduction, "one of " + ", ".join(map(repr, REDUCTIONS)))
-    if reduction not in REDUCTIONS:
-        raise ValueError(
-            f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}"
-        )
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearOptions(LossOptions):
+    """And those of the loss without logits."""
+
+    kernel_layout: KernelLayout = "DV"
+    chunk_size: int | None = None
+    implementation: Implementation = "auto"
+
+    def __post_init__(self) -> None:
+        """Check these, too."""
+        super().__post_init__()
+        _one_of("kernel_layout", self.kernel_layout, KernelLayout)
+        _one_of("implementation", self.implementation, Implementation)
+        tokens = _index("chunk_size", self.chunk_size)
+        if tokens is not None and tokens < 1:
+            raise ValueError(f"chunk_size must be at least 1, got {tokens}")
+        if tokens is not None and self.implementation == "reference":
+            raise ValueError(
+                f'chunk_size={tokens} is for implementation="chunked", got '
+                'implementation="reference", which has all logits at once'
+            )
+        self._store("chunk_size", tokens)
 
 
-def _number(name: str, value: Any) -> float:
+def _one_of(name: str, value: object, names: Any) -> None:
+    expected = "one of " + ", ".join(map(repr, get_args(names)))
+    _reject_array(name, value, expected)
+    if not isinstance(value, str) or value not in get_args(names):
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
+
+
+def _number(name: str, value: object) -> float:
     _reject_array(name, value, "a Python number")
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a Python number, got {value!r}")
     return float(value)
 
 
-def _positive(name: str, value: Any) -> float:
-    number = _number(name, value)
-    if not (number > 0.0 and math.isfinite(number)):
-        raise ValueError(f"{name} must be a finite number > 0, got {number}")
-    return number
-
-
-def _index(name: str, value: Any) -> int | None:
+def _index(name: str, value: object) -> int | None:
     _reject_array(name, value, "a Python int or None")
     if value is None:
         return None
@@ -82,14 +111,7 @@ def _index(name: str, value: Any) -> int | None:
     return operator.index(value)
 
 
-def _flag(name: str, value: Any) -> bool:
-    _reject_array(name, value, "True or False")
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-    return value
-
-
-def _reject_array(name: str, value: Any, expected: str) -> None:
+def _reject_array(name: str, value: object, expected: str) -> None:
     if hasattr(value, "aval") or (hasattr(value, "shape") and not isinstance(value, numbers.Real)):
         raise TypeError(
             f"{name} must be {expected}, known when the function is traced, got the array or "
@@ -97,7 +119,7 @@ def _reject_array(name: str, value: Any, expected: str) -> None:
         )
 
 
-def axis_name_of(value: Any) -> Hashable | None:
+def axis_name_of(value: object) -> Hashable | None:
     """The name of a mesh axis, a tuple of names, or None."""
     names = value if isinstance(value, tuple) and value else (value,)
     if value is not None and not all(isinstance(name, str) for name in names):
@@ -107,9 +129,35 @@ def axis_name_of(value: Any) -> Hashable | None:
     return value
 
 
-def chunk_size_of(value: Any) -> int | None:
-    """A number of tokens, or None."""
-    tokens = _index("chunk_size", value)
-    if tokens is not None and tokens < 1:
-        raise ValueError(f"chunk_size must be at least 1, got {tokens}")
-    return tokens
+# --- the same as type checkers see them, in overloads ---------------------------------------------
+
+_Array = Array | np.ndarray
+
+
+class LossKeywords(TypedDict, total=False):
+    """Of every loss over classes."""
+
+    class_weights: Float[_Array, "C"] | None
+    example_weights: Real[_Array, "..."] | Bool[_Array, "..."] | None
+    ignore_index: int | None
+    label_smoothing: float
+    reduction: Reduction
+    denominator: float | Array | None
+    axis_name: str | tuple[str, ...] | None
+
+
+class CrossEntropyKeywords(LossKeywords, total=False):
+    """Of those that are given logits."""
+
+    where: Bool[_Array, "..."] | None
+    z_loss: float
+    soft_cap: float | None
+    temperature: float
+
+
+class LinearKeywords(CrossEntropyKeywords, total=False):
+    """Of the one that makes them."""
+
+    kernel_layout: KernelLayout
+    chunk_size: int | None
+    implementation: Implementation

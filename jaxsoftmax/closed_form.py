@@ -35,7 +35,7 @@ def softmax_jacobian(logits: Float[_Array, "... C"]) -> Float[Array, "... C C"]:
 
     Source: Dive into Deep Learning, section 4.1.2.2 (softmax and cross-entropy loss).
     """
-    return _covariance(_softmax(_checked(logits)))
+    return _covariance(_softmax(_arguments.checked_logits("logits", logits, -1)[0]))
 
 
 def cross_entropy_gradient(
@@ -64,8 +64,8 @@ def cross_entropy_gradient(
     """
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be one of 'none', 'sum', 'mean', got {reduction!r}")
-    x = _checked(logits)
-    y = _arguments.as_labels("labels", labels, "logits", x.shape, x.ndim - 1)
+    x, axis = _arguments.checked_logits("logits", logits, -1)
+    y = _arguments.as_labels(labels, "logits", x.shape, axis)
     if y.ndim < x.ndim:
         y = jnp.eye(x.shape[-1])[y]  # one-hot
     gradient = _softmax(x) - y.astype(x.dtype)
@@ -92,12 +92,6 @@ def cross_entropy_hessian(logits: Float[_Array, "... C"]) -> Float[Array, "... C
     Source: Dive into Deep Learning, section 4.1.2.2 and exercise 1 of section 4.1.
     """
     return softmax_jacobian(logits)
-
-
-def _checked(logits: object) -> Array:
-    x = _arguments.as_real("logits", logits)
-    _arguments.class_axis("logits", x, -1)
-    return x
 
 
 def _softmax(x: Array) -> Array:

@@ -1,21 +1,23 @@
-"""Softmax, its logarithm and its normaliser, each with its derivative right under it."""
+"""Softmax, its logarithm and the logarithm of its normaliser: any axes, `where`, any dtype."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
-from jaxtyping import Bool, Float, Int
+from jax import Array
+from jaxtyping import Bool, Float
 
-from jaxsoftmax import _arguments, _extremes, _labels, _logits, _mesh, _rows
-from jaxsoftmax._mesh import AxisName
+from jaxsoftmax import _arguments
 from jaxsoftmax._options import axis_name_of
-from jaxsoftmax._precision import widen
+from jaxsoftmax._row import logits as _logits
+from jaxsoftmax._row import row as _row
+from jaxsoftmax._row import softmax as _softmax
+from jaxsoftmax._xla import mesh
+from jaxsoftmax._xla.mesh import AxisName
 
 _Array = Array | np.ndarray
 
@@ -61,8 +63,7 @@ def logsumexp(
     """
     if not isinstance(keepdims, bool):
         raise TypeError(f"keepdims must be True or False, got {keepdims!r}")
-    x, axes, mask = _check(logits, axis, where, axis_name)
-    return _apply_logsumexp(x, mask, axes=axes, keepdims=keepdims, axis_name=axis_name)
+    return _call(_logsumexp, logits, axis, where, axis_name, keepdims)
 
 
 def softmax(
@@ -85,7 +86,9 @@ def softmax(
         are 0 where no class exists; a logit of +inf has probability 1, shared equally with
         others of its kind.
 
-    Gradients: diag(p) − p pᵀ; 0 for a class that does not exist, and in a slice that holds +inf.
+    Gradients: diag(p) − p pᵀ, formed as p (g − ⟨p, g⟩); 0 for a class that does not exist, and in
+        a slice that holds +inf. (At a confident p its rounding is that of p; differentiate
+        `log_softmax` where more is needed.)
 
     Raises:
         TypeError: integer logits, a Python list, an axis that is no int, `where` not boolean.
@@ -99,8 +102,7 @@ def softmax(
 
     Source: Dive into Deep Learning, section 4.1.1.2 (the softmax).
     """
-    x, axes, mask = _check(logits, axis, where, axis_name)
-    return _apply(x, mask, function=_softmax, axes=axes, axis_name=axis_name)
+    return _call(_probabilities, logits, axis, where, axis_name)
 
 
 def log_softmax(
@@ -120,11 +122,11 @@ def log_softmax(
 
     Returns:
         The log-probabilities, in the shape and dtype of `logits`, computed in float32 at least.
-        That of the largest class is −log1p(Σ_{j≠a} exp(x_j − x_a)): small, never a rounded 0.
+        That of the largest class is −log1p(Σ_{j≠a} exp(x_j − x_a)): small, but not rounded to zero.
 
     Gradients: I − 1 pᵀ, formed from differences to the largest class, so that the gradient of
-        `nll_loss(log_softmax(x), y)` is not absorbed either; 0 for a class that does not exist,
-        and in a slice that holds +inf.
+        `nll_loss(log_softmax(x), y)` is not rounded to zero either; 0 for a class that does not
+        exist, and in a slice that holds +inf.
 
     Raises:
         TypeError: integer logits, a Python list, an axis that is no int, `where` not boolean.
@@ -138,117 +140,55 @@ def log_softmax(
 
     Source: Dive into Deep Learning, section 4.5.2 (softmax revisited).
     """
-    x, axes, mask = _check(logits, axis, where, axis_name)
-    return _apply(x, mask, function=_log_softmax, axes=axes, axis_name=axis_name)
-
-
-# --- the functions over the last axis, into the accumulator's dtype, each with its rule -----------
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _softmax(x: Float[Array, "... C"], axis_name: AxisName) -> Float[Array, "... C"]:
-    return _rows.probabilities(x, axis_name)
-
-
-@_softmax.defjvp
-def _softmax_jvp(axis_name, primals, tangents):  # type: ignore[no-untyped-def]
-    (x,) = primals
-    moved = _Moved.by(x, tangents[0], axis_name)
-    p_top, _ = _rows.label_probability(moved.row)
-    tangent = moved.p_others * moved.others + _labels.place(p_top * moved.top, x, moved.label)
-    return _softmax(x, axis_name), tangent
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _log_softmax(x: Float[Array, "... C"], axis_name: AxisName) -> Float[Array, "... C"]:
-    return _rows.log_probabilities(x, _rows.of_distribution(x, axis_name))
-
-
-@_log_softmax.defjvp
-def _log_softmax_jvp(axis_name, primals, tangents):  # type: ignore[no-untyped-def]
-    (x,) = primals
-    moved = _Moved.by(x, tangents[0], axis_name)
-    stuck = jnp.isinf(moved.row.top)[..., None]
-    fixed = jnp.isinf(x) | stuck | _extremes.is_class(x, moved.label)
-    tangent = jnp.where(fixed, 0.0, moved.others) + _labels.place(moved.top, x, moved.label)
-    return _log_softmax(x, axis_name), tangent
-
-
-class _Moved(NamedTuple):
-    """∂ log p_c = ẋ_c − Σ_j p_j ẋ_j, at the largest class a as (1 − p_a) ẋ_a − Σ_{j≠a} p_j ẋ_j.
-
-    1 − p_a is the sum of the others and absorbs none of them, so that the gradient at a, too, is
-    exact where the model is sure. What cannot move: classes that do not exist, and every class
-    beside one at +inf.
-    """
-
-    row: _rows.Row
-    label: Int[Array, "..."]  # a
-    p_others: Float[Array, "... C"]  # p_c, 0 at a and where nothing moves
-    others: Float[Array, "... C"]  # ∂ log p_c, of no meaning where p_others is 0
-    top: Float[Array, "..."]  # ∂ log p_a
-
-    @classmethod
-    def by(cls, x: Float[Array, "... C"], tangent: Array, axis_name: AxisName) -> _Moved:
-        tangent = widen(tangent)
-        row, label = _rows.from_largest(x, axis_name)
-        p_others = _rows.other_probabilities(x, row, label)
-        # Once more and not shared: see `widen_apart`.
-        again = _rows.other_probabilities(lax.optimization_barrier(x), row, label)
-        of_others = _rows.over_classes(again * tangent, axis_name)
-        at_top = jnp.where(_extremes.is_class(x, label), tangent, 0.0)
-        of_top = _rows.over_classes(at_top, axis_name)
-        p_top, rest = _rows.label_probability(row)
-        others = tangent - (p_top * of_top + of_others)[..., None]
-        top = rest * of_top - of_others
-        return cls(row, label, p_others, others, jnp.where(jnp.isinf(row.top), 0.0, top))
+    return _call(_log_probabilities, logits, axis, where, axis_name)
 
 
 # --- any axes, `where`, any dtype -----------------------------------------------------------------
 
 
-def _check(
-    logits: object, axis: int | tuple[int, ...], where: object, axis_name: AxisName
-) -> tuple[Array, tuple[int, ...], Array | None]:
-    _mesh.shards(axis_name_of(axis_name))
+def _call(
+    function: Callable[[Array, AxisName], Array],
+    logits: object,
+    axis: int | tuple[int, ...],
+    where: object,
+    axis_name: AxisName,
+    keepdims: bool = False,
+) -> Array:
+    mesh.shards(axis_name_of(axis_name))
     x = _arguments.as_real("logits", logits)
     axes = _arguments.class_axes("logits", x, axis)
-    return x, axes, _arguments.as_mask("where", where, x.shape, "logits")
+    mask = _arguments.as_mask(where, x.shape, "logits")
+    result = _apply(function, axes, axis_name, x, mask)
+    return jnp.expand_dims(result, axes) if keepdims else result
 
 
-@partial(jax.jit, static_argnames=("function", "axes", "axis_name"))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _apply(
-    logits: Array,
-    where: Array | None,
-    *,
     function: Callable[[Array, AxisName], Array],
     axes: tuple[int, ...],
     axis_name: AxisName,
-) -> Array:
-    x = _classes_last(_logits.exclude(logits, where), axes)
-    result = function(x, axis_name).astype(logits.dtype)
-    kept = [n for i, n in enumerate(logits.shape) if i not in axes]
-    result = result.reshape(*kept, *(logits.shape[a] for a in axes))
-    return jnp.moveaxis(result, range(len(kept), logits.ndim), axes)
-
-
-@partial(jax.jit, static_argnames=("axes", "keepdims", "axis_name"))
-def _apply_logsumexp(
     logits: Array,
     where: Array | None,
-    *,
-    axes: tuple[int, ...],
-    keepdims: bool,
-    axis_name: AxisName,
 ) -> Array:
-    x = _classes_last(_logits.exclude(logits, where), axes)
-    result = _rows.logsumexp(_rows.of_distribution(x, axis_name))
-    return jnp.expand_dims(result, sorted(axes)) if keepdims else result
+    """The function of classes that are last and one axis."""
+    x = _logits.exclude(logits, where)
+    if axes == (x.ndim - 1,):
+        return function(x, axis_name)
+    batch = x.ndim - len(axes)
+    moved = jnp.moveaxis(x, axes, range(batch, x.ndim))
+    result = function(moved.reshape(*moved.shape[:batch], -1), axis_name)
+    if result.ndim == batch:
+        return result
+    return jnp.moveaxis(result.reshape(moved.shape), range(batch, x.ndim), axes)
 
 
-def _classes_last(logits: Array, axes: tuple[int, ...]) -> Array:
-    """The class axes moved to the end and made one."""
-    if axes == (logits.ndim - 1,):
-        return logits
-    moved = jnp.moveaxis(logits, axes, range(logits.ndim - len(axes), logits.ndim))
-    return moved.reshape(*moved.shape[: logits.ndim - len(axes)], -1)
+def _logsumexp(x: Array, axis_name: AxisName) -> Array:
+    return _row.logsumexp(_row.of_largest(x, axis_name))
+
+
+def _probabilities(x: Array, axis_name: AxisName) -> Array:
+    return _softmax.softmax(x, axis_name).astype(x.dtype)
+
+
+def _log_probabilities(x: Array, axis_name: AxisName) -> Array:
+    return _softmax.log_softmax(x, axis_name).astype(x.dtype)

@@ -1,23 +1,48 @@
-"""The losses: what each computes is in its docstring, how is in the files that it calls."""
+"""The losses of logits. What each computes is in its docstring, how in `_examples` and `_row`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Literal, Unpack, overload
 
 import jax
 import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Num, Real
 
-from jaxsoftmax import _arguments, _batch, _logits, _loss, _mesh, _rows, _targets
-from jaxsoftmax._options import LossOptions
-from jaxsoftmax._precision import widen
+from jaxsoftmax import _arguments, _examples
+from jaxsoftmax._arguments import Arrays
+from jaxsoftmax._examples import Loss, LossStatistics
+from jaxsoftmax._options import CrossEntropyKeywords, LossKeywords, LossOptions, Reduction
+from jaxsoftmax._row import logits as _logits
+from jaxsoftmax._row import losses as _losses
+from jaxsoftmax._row.losses import RowLosses
+from jaxsoftmax._row.targets import Labels, SoftLabels
 
 _Array = Array | np.ndarray
+_Weights = Real[_Array, "..."] | Bool[_Array, "..."] | None
 _Loss = Float[Array, "..."]
 
 
+@overload
+def cross_entropy(
+    logits: Float[_Array, "..."],
+    labels: Num[_Array, "..."],
+    *,
+    axis: int = ...,
+    return_statistics: Literal[False] = ...,
+    **options: Unpack[CrossEntropyKeywords],
+) -> _Loss: ...
+@overload
+def cross_entropy(
+    logits: Float[_Array, "..."],
+    labels: Num[_Array, "..."],
+    *,
+    axis: int = ...,
+    return_statistics: Literal[True],
+    **options: Unpack[CrossEntropyKeywords],
+) -> tuple[_Loss, LossStatistics]: ...
 def cross_entropy(
     logits: Float[_Array, "..."],
     labels: Num[_Array, "..."],
@@ -25,26 +50,26 @@ def cross_entropy(
     axis: int = -1,
     where: Bool[_Array, "..."] | None = None,
     class_weights: Float[_Array, "C"] | None = None,
-    example_weights: Real[_Array, "..."] | Bool[_Array, "..."] | None = None,
+    example_weights: _Weights = None,
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     denominator: float | Array | None = None,
     return_statistics: bool = False,
     z_loss: float = 0.0,
     soft_cap: float | None = None,
     temperature: float = 1.0,
     axis_name: str | tuple[str, ...] | None = None,
-) -> _Loss | Any:  # with return_statistics: tuple[_Loss, LossStatistics]
+) -> _Loss | tuple[_Loss, LossStatistics]:
     r"""Cross entropy between labels and softmax(logits), computed from the logits.
 
     With p = softmax(soft_cap(logits) / temperature), the loss of one example is
 
         ℓ = −log p_y                     for an integer label y
-        ℓ = −Σ_c y_c log p_c             for a distribution y (one-hot or soft)
+        ℓ = −Σ_c y_c log p_c             for soft labels y (or one-hot ones)
 
-    and the result is −1/N Σ yᵀ log ŷ, the mean over the examples. Nothing is absorbed: a
-    confident, correct prediction has a small loss and a small gradient, never a rounded 0.
+    and the result is −1/N Σ yᵀ log ŷ, the mean over the examples. A confident, correct prediction
+    has a small loss and a small gradient that are not rounded to zero.
 
     Args:
         logits: `[..., C, ...]`, floating point, C classes along `axis`. A logit of -inf is a
@@ -69,8 +94,8 @@ def cross_entropy(
         soft_cap: c replaces a logit x by c·tanh(x/c).
         temperature: divides the (capped) logits.
         axis_name: inside `jax.shard_map`, the mesh axis that splits the classes in equal shards:
-            `logits`, `where`, `class_weights` and distributions are this device's, integer
-            labels are global. Three numbers an example are sent, and nothing for the gradient.
+            `logits`, `where`, `class_weights` and soft labels are this device's, integer
+            labels are global. Three numbers per example are communicated, none for the gradient.
 
     Returns:
         The loss, float32 (float64 for float64 logits): a scalar, or with reduction="none" one
@@ -86,7 +111,7 @@ def cross_entropy(
     Raises:
         TypeError: an array of the wrong dtype or a Python list for one; an option that is an
             array or tracer.
-        ValueError: a wrong shape, axis or option value; `ignore_index` with distributions;
+        ValueError: a wrong shape, axis or option value; `ignore_index` with soft labels;
             `denominator` without reduction="mean".
 
     Example:
@@ -111,38 +136,47 @@ def cross_entropy(
         temperature=temperature,
         axis_name=axis_name,
     )
-    return _check_and_call(
-        _cross_entropy,
-        "logits",
-        logits,
-        labels,
-        options,
-        axis=axis,
-        where=where,
-        class_weights=class_weights,
-        example_weights=example_weights,
-        denominator=denominator,
-    )
+    given = (labels, where, class_weights, example_weights, denominator)
+    checked, index, arrays = _arguments.checked("logits", logits, axis, given, options)
+    return _compute(checked, arrays, rows_of=_losses.of_logits, axis=index, options=options)
 
 
+@overload
+def nll_loss(
+    log_probs: Float[_Array, "..."],
+    labels: Num[_Array, "..."],
+    *,
+    axis: int = ...,
+    return_statistics: Literal[False] = ...,
+    **options: Unpack[LossKeywords],
+) -> _Loss: ...
+@overload
+def nll_loss(
+    log_probs: Float[_Array, "..."],
+    labels: Num[_Array, "..."],
+    *,
+    axis: int = ...,
+    return_statistics: Literal[True],
+    **options: Unpack[LossKeywords],
+) -> tuple[_Loss, LossStatistics]: ...
 def nll_loss(
     log_probs: Float[_Array, "..."],
     labels: Num[_Array, "..."],
     *,
     axis: int = -1,
     class_weights: Float[_Array, "C"] | None = None,
-    example_weights: Real[_Array, "..."] | Bool[_Array, "..."] | None = None,
+    example_weights: _Weights = None,
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     denominator: float | Array | None = None,
     return_statistics: bool = False,
     axis_name: str | tuple[str, ...] | None = None,
-) -> _Loss | Any:  # with return_statistics: tuple[_Loss, LossStatistics]
+) -> _Loss | tuple[_Loss, LossStatistics]:
     r"""Negative log-likelihood of labels under log-probabilities.
 
         ℓ = −log_probs_y     for an integer label y
-        ℓ = −Σ_c y_c log_probs_c     for a distribution y, with 0·log 0 = 0
+        ℓ = −Σ_c y_c log_probs_c     for soft labels y, with 0·log 0 = 0
 
     so that `nll_loss(log_softmax(x), y)` is `cross_entropy(x, y)`.
 
@@ -150,14 +184,10 @@ def nll_loss(
         log_probs: `[..., C, ...]`, floating point, log-probabilities along `axis`.
         labels: as in `cross_entropy`, with the shape of `log_probs` in place of the logits'.
         axis: the class axis.
-        class_weights: as in `cross_entropy`.
-        example_weights: as in `cross_entropy`.
-        ignore_index: as in `cross_entropy`.
+        class_weights, example_weights, ignore_index: as in `cross_entropy`.
         label_smoothing: as in `cross_entropy`; a class of log-probability -inf does not exist.
-        reduction: as in `cross_entropy`.
-        denominator: as in `cross_entropy`.
+        reduction, denominator, axis_name: as in `cross_entropy`.
         return_statistics: as in `cross_entropy`; the statistics treat `log_probs` as logits.
-        axis_name: as in `cross_entropy`.
 
     Returns:
         The loss, float32 (float64 for float64 log-probabilities): a scalar, or one number per
@@ -187,18 +217,9 @@ def nll_loss(
         return_statistics=return_statistics,
         axis_name=axis_name,
     )
-    return _check_and_call(
-        _nll_loss,
-        "log_probs",
-        log_probs,
-        labels,
-        options,
-        axis=axis,
-        where=None,
-        class_weights=class_weights,
-        example_weights=example_weights,
-        denominator=denominator,
-    )
+    given = (labels, None, class_weights, example_weights, denominator)
+    checked, index, arrays = _arguments.checked("log_probs", log_probs, axis, given, options)
+    return _compute(checked, arrays, rows_of=_losses.of_log_probs, axis=index, options=options)
 
 
 def binary_cross_entropy(
@@ -206,9 +227,9 @@ def binary_cross_entropy(
     labels: Num[_Array, "..."] | Bool[_Array, "..."],
     *,
     pos_weight: Float[_Array, "..."] | float | None = None,
-    example_weights: Real[_Array, "..."] | Bool[_Array, "..."] | None = None,
+    example_weights: _Weights = None,
     label_smoothing: float = 0.0,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     denominator: float | Array | None = None,
 ) -> _Loss:
     r"""Binary cross entropy from logits: the two-class case, one entry at a time.
@@ -249,108 +270,39 @@ def binary_cross_entropy(
         the meaning of `pos_weight`.
     """
     options = LossOptions(reduction=reduction, label_smoothing=label_smoothing)
-    logits = _arguments.as_real("logits", logits)
-    labels = _arguments.as_entries("labels", labels, logits.shape)
-    if pos_weight is not None:
-        pos_weight = _arguments.as_broadcastable("pos_weight", pos_weight, logits.shape)
-    if example_weights is not None:
-        example_weights = _arguments.as_broadcastable(
-            "example_weights", example_weights, logits.shape
-        )
-    denominator = _arguments.as_denominator(denominator, options.reduction)
-    return _binary_cross_entropy(
-        logits, labels, pos_weight, example_weights, denominator, options=options
+    x = _arguments.as_real("logits", logits)
+    y = _arguments.as_entries(labels, x.shape)
+    positive = _arguments.as_broadcastable("pos_weight", pos_weight, x.shape)
+    weights = _arguments.as_broadcastable("example_weights", example_weights, x.shape)
+    arrays = Arrays(
+        y,
+        example_weights=weights,
+        denominator=_arguments.as_denominator(denominator, options.reduction),
     )
+    return _binary(x, positive, arrays, options=options)
 
 
-def _check_and_call(
-    compute: Any,
-    name: str,
-    logits: Any,
-    labels: Any,
-    options: LossOptions,
-    *,
-    axis: Any,
-    where: Any,
-    class_weights: Any,
-    example_weights: Any,
-    denominator: Any,
-) -> Any:
-    """Check the arrays of a loss over classes, then compute it."""
-    logits = _arguments.as_real(name, logits)
-    axis = _arguments.class_axis(name, logits, axis)
-    shards = _mesh.shards(options.axis_name)
-    labels = _arguments.as_labels("labels", labels, name, logits.shape, axis)
-    _arguments.check_ignore_index(options.ignore_index, labels, logits)
-    batch = logits.shape[:axis] + logits.shape[axis + 1 :]
-    return compute(
-        logits,
-        labels,
-        _arguments.as_mask("where", where, logits.shape, name),
-        _arguments.as_class_weights(class_weights, logits.shape[axis], shards),
-        _arguments.as_example_weights(example_weights, batch),
-        _arguments.as_denominator(denominator, options.reduction),
-        axis=axis,
-        options=options,
-    )
-
-
-@partial(jax.jit, static_argnames=("axis", "options"))
-def _cross_entropy(
+@partial(jax.jit, static_argnames=("rows_of", "axis", "options"))
+def _compute(
     logits: Array,
-    labels: Array,
-    where: Array | None,
-    class_weights: Array | None,
-    example_weights: Array | None,
-    denominator: Array | None,
+    arrays: Arrays,
     *,
+    rows_of: Callable[[Array, Labels, Array | None, LossOptions], RowLosses],
     axis: int,
     options: LossOptions,
-) -> Any:
-    batch = _batch.one_form(
-        _logits.exclude(logits, where),
-        labels,
-        example_weights,
-        axis=axis,
-        options=options,
-    )
-    rows = _loss.of_rows(batch.inputs, batch.label, batch.distribution, class_weights, options)
-    return _loss.reduced(rows, batch, class_weights, denominator, options)
-
-
-@partial(jax.jit, static_argnames=("axis", "options"))
-def _nll_loss(
-    log_probs: Array,
-    labels: Array,
-    where: None,
-    class_weights: Array | None,
-    example_weights: Array | None,
-    denominator: Array | None,
-    *,
-    axis: int,
-    options: LossOptions,
-) -> Any:
-    batch = _batch.one_form(log_probs, labels, example_weights, axis=axis, options=options)
-    rows = _loss.of_log_probs(batch.inputs, batch.label, batch.distribution, class_weights, options)
-    return _loss.reduced(rows, batch, class_weights, denominator, options)
+) -> Loss:
+    logits = _logits.exclude(logits, arrays.where)
+    examples = _examples.of_logits(logits, arrays, axis, options)
+    rows = rows_of(examples.inputs, examples.labels, arrays.class_weights, options)
+    return _examples.reduced(rows, examples, arrays, options)
 
 
 @partial(jax.jit, static_argnames=("options",))
-def _binary_cross_entropy(
-    logits: Array,
-    labels: Array,
-    pos_weight: Array | None,
-    example_weights: Array | None,
-    denominator: Array | None,
-    *,
-    options: LossOptions,
-) -> Array:
-    batch = _batch.entries_in_one_form(logits, labels, example_weights)
-    assert batch.distribution is not None
-    x = widen(batch.inputs)
-    positive, negative = _targets.from_binary(
-        batch.distribution, pos_weight, options.label_smoothing
-    )
-    losses = _loss.times(positive, _rows.against_zero(x))
-    losses = losses + _loss.times(negative, _rows.against_zero(-x))
-    return _loss.reduced(_loss.RowLosses(losses), batch, None, denominator, options)
+def _binary(
+    logits: Array, pos_weight: Array | None, arrays: Arrays, *, options: LossOptions
+) -> Loss:
+    examples = _examples.of_entries(logits, arrays.labels, arrays.example_weights)
+    assert isinstance(examples.labels, SoftLabels)
+    label = examples.labels.weights
+    rows = _losses.of_binary_logits(examples.inputs, label, pos_weight, options)
+    return _examples.reduced(rows, examples, arrays, options)

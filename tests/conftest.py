@@ -1,11 +1,14 @@
-"""Strict JAX for every test, shapes checked at run time in the private modules."""
+"""Strict JAX for every test, shapes checked at run time in the private modules, grids in slices."""
 
 import gc
 import os
+from collections import defaultdict
 
 # Eight virtual devices on the CPU, so that sharded code has a mesh to run on. Set before JAX wakes.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8"
+    + " --xla_cpu_parallel_codegen_split_count=1"  # small programs: less work in all
 )
 
 import jax
@@ -13,49 +16,66 @@ import pytest
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
-# Public functions raise errors of their own for wrong shapes; the files behind them promise theirs.
-CHECKED = [
-    "_extremes",
-    "_logits",
-    "_loss",
-    "_online",
-    "_passes",
-    "_precision",
-    "_reduction",
-    "_rows",
-    "_targets",
-    "_tiles",
-]
+# Public functions raise errors of their own for wrong shapes; the modules behind them promise
+# theirs in annotations.
+CHECKED = ["_examples", "_fused", "_row", "_xla"]
 install_import_hook([f"jaxsoftmax.{name}" for name in CHECKED], "beartype.beartype")
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-settings.register_profile(
-    "default",
-    deadline=None,  # the first example of a shape compiles
-    derandomize=True,
-    max_examples=40,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
-settings.load_profile("default")
+for profile, examples in (("default", 6), ("exhaustive", 40)):
+    settings.register_profile(
+        profile,
+        deadline=None,  # the first example of a shape compiles
+        derandomize=True,
+        max_examples=examples,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    )
 
 
 def pytest_addoption(parser):
     parser.addoption(
         "--every", type=int, default=1, help="run each N-th test of the suite only (default 1: all)"
     )
+    parser.addoption(
+        "--exhaustive", action="store_true", help="run every case of the grids, not a slice of each"
+    )
+
+
+def pytest_configure(config):
+    settings.load_profile("exhaustive" if config.getoption("--exhaustive") else "default")
 
 
 def pytest_collection_modifyitems(config, items):
-    kept = items[:: config.getoption("--every")]
-    left_out = set(items) - set(kept)
-    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    kept = items if config.getoption("--exhaustive") else in_slices(items)
+    kept = kept[:: config.getoption("--every")]
+    chosen = set(kept)
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = kept
 
 
+def in_slices(items):
+    """Of a grid each n-th case and, unless cover=False, each value of its parameters."""
+    kept, count, seen = [], defaultdict(int), defaultdict(set)
+    for item in items:
+        marker = item.get_closest_marker("exhaustive")
+        if marker is None:
+            kept.append(item)
+        if marker is None or "every" not in marker.kwargs:
+            continue
+        grid = (item.path, item.originalname)
+        values = item.callspec.id.split("-")
+        unseen = marker.kwargs.get("cover", True) and not seen[grid].issuperset(values)
+        if count[grid] % marker.kwargs["every"] == 0 or unseen:
+            seen[grid].update(values)
+            kept.append(item)
+        count[grid] += 1
+    return kept
+
+
 # Programs of a few hundred tests are gigabytes of small objects, and each collection visits them.
-TESTS_BETWEEN_CLEARINGS = 100
+TESTS_BETWEEN_CLEARINGS = 250
 _finished = 0
 
 

@@ -87,10 +87,13 @@ gradient = jax.grad(loss_of)
 
 def mistakes(logits: Array, labels: Array) -> None:
     """What a checker has to see."""
-    cross_entropy(logits, labels, reduction=3)  # type: ignore[arg-type]
-    cross_entropy(logits, labels, label_smothing=0.1)  # type: ignore[call-arg]
-    linear_cross_entropy(logits, labels=labels)  # type: ignore[call-arg]
+    cross_entropy(logits, labels, reduction=3)  # type: ignore[call-overload]
+    cross_entropy(logits, labels, label_smothing=0.1)  # type: ignore[call-overload]
+    linear_cross_entropy(logits, labels=labels)  # type: ignore[call-overload]
     softmax(logits, "last")  # type: ignore[arg-type]
-    print(cross_entropy(logits, labels).no_such_attribute)  # type: ignore[union-attr]
+    linear_cross_entropy(logits, logits, labels, kernel_layout="VV")  # type: ignore[call-overload]
+    statistics: LossStatistics = nll_loss(logits, labels)  # type: ignore[assignment]
+    print(statistics)
+    print(cross_entropy(logits, labels).no_such_attribute)  # type: ignore[attr-defined]
     name: str = softmax(logits)  # type: ignore[assignment]
     print(name)

@@ -9,9 +9,9 @@ import itertools
 import re
 from typing import Any
 
+import aot_tpu
 import jax
 import pytest
-from aot_tpu import aot
 
 from jaxsoftmax import cross_entropy, linear_cross_entropy
 
@@ -19,10 +19,11 @@ pytestmark = pytest.mark.aot
 
 TOKENS = 8192
 MIB = 2**20
-SMALL_CHUNK, SMALL_CHUNK_ROOM = 128, 256 * MIB
+SMALL_CHUNK, SMALL_CHUNK_MEMORY = 128, 256 * MIB
 GENERATIONS = ("v5e", "v5p", "v6e")
 SIZES = [(4096, 32000), (768, 50257), (4096, 128256), (3584, 151936), (2304, 256000)]
-KERNELS = ("plain", "tied")
+LAYOUTS = {"plain": "DV", "tied": "VD"}
+KERNELS = tuple(LAYOUTS)
 CASES = [
     (generation, *size, KERNELS[(i + k) % 2])
     for (i, generation), (k, size) in itertools.product(enumerate(GENERATIONS), enumerate(SIZES))
@@ -32,13 +33,14 @@ CASES = [
 def program(generation: str, features: int, classes: int, kind: str, **options: Any) -> Any:
     def gradients(hidden, kernel, labels):
         def loss(hidden, kernel):
-            kernel = kernel.T if kind == "tied" else kernel
-            return linear_cross_entropy(hidden, kernel, labels, implementation="chunked", **options)
+            return linear_cross_entropy(
+                hidden, kernel, labels, kernel_layout=LAYOUTS[kind], **options
+            )
 
         return jax.value_and_grad(loss, (0, 1))(hidden, kernel)
 
     shape = (classes, features) if kind == "tied" else (features, classes)
-    return aot.compiled(generation, (TOKENS, features), shape, "bfloat16", gradients)
+    return aot_tpu.compiled(generation, (TOKENS, features), shape, "bfloat16", gradients)
 
 
 def beyond_the_accumulator(compiled: Any, features: int, classes: int) -> int:
@@ -50,8 +52,8 @@ def test_temporaries(generation, features, classes, kind):
     compiled = program(generation, features, classes, kind)
     logits, hidden = 4 * TOKENS * classes, 2 * TOKENS * features
     # The hidden states by chunks, their gradient, and the same as it is returned.
-    room = logits / 8 + 3 * hidden
-    assert beyond_the_accumulator(compiled, features, classes) < room
+    allowed = logits / 8 + 3 * hidden
+    assert beyond_the_accumulator(compiled, features, classes) < allowed
     shape = rf"\[(?:{features},{classes}|{classes},{features})\]"
     assert not re.findall(rf"= \w+{shape}\S* (?:copy|transpose)\(.*", compiled.as_text())
 
@@ -63,11 +65,10 @@ def test_undifferentiated_no_logits_are_written(generation, kind):
     features, classes = SIZES[-1]
 
     def loss(hidden, kernel, labels):
-        kernel = kernel.T if kind == "tied" else kernel
-        return linear_cross_entropy(hidden, kernel, labels, implementation="chunked")
+        return linear_cross_entropy(hidden, kernel, labels, kernel_layout=LAYOUTS[kind])
 
     shape = (classes, features) if kind == "tied" else (features, classes)
-    compiled = aot.compiled(generation, (TOKENS, features), shape, "bfloat16", loss)
+    compiled = aot_tpu.compiled(generation, (TOKENS, features), shape, "bfloat16", loss)
     assert compiled.memory_analysis().temp_size_in_bytes < MIB + 2 * TOKENS * features
 
 
@@ -80,7 +81,7 @@ def test_cross_entropy_reads_the_logits_once_and_for_its_gradient_once_more(gene
         return cross_entropy(logits, labels)
 
     for function, arrays in ((loss, 1), (jax.value_and_grad(loss), 3)):
-        compiled = aot.compiled(generation, shape, (1, 1), "bfloat16", function)
+        compiled = aot_tpu.compiled(generation, shape, (1, 1), "bfloat16", function)
         assert compiled.cost_analysis()["bytes accessed"] < (arrays + 0.01) * size
         assert compiled.memory_analysis().temp_size_in_bytes < MIB
 
@@ -89,4 +90,4 @@ def test_cross_entropy_reads_the_logits_once_and_for_its_gradient_once_more(gene
 def test_temporaries_of_small_chunks(kind):
     features, classes = SIZES[-1]
     compiled = program("v5p", features, classes, kind, chunk_size=SMALL_CHUNK)
-    assert beyond_the_accumulator(compiled, features, classes) < SMALL_CHUNK_ROOM
+    assert beyond_the_accumulator(compiled, features, classes) < SMALL_CHUNK_MEMORY

@@ -41,7 +41,7 @@ def program(request):
     tied = request.param == "tied"
 
     def loss(hidden, kernel, labels):
-        return linear_cross_entropy(hidden, kernel.T if tied else kernel, labels)
+        return linear_cross_entropy(hidden, kernel, labels, kernel_layout="VD" if tied else "DV")
 
     kernel = (CLASSES, FEATURES) if tied else (FEATURES, CLASSES)
     shapes = [

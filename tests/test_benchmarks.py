@@ -1,4 +1,4 @@
-"""The benchmarks: what they refuse to time, what they count as an error, what they write."""
+"""The benchmarks: checks before timing, error measures, tables and documents."""
 
 import importlib.util
 import json
@@ -18,20 +18,23 @@ pytest.importorskip("rich", reason="the benchmarks' own dependencies: the extra 
 pytest.importorskip("mpmath", reason="the benchmarks' own dependencies: the extra `benchmarks`")
 
 ROOT = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # the benchmarks are run from a clone, not installed
+sys.path.insert(0, str(ROOT))  # the benchmarks run from a clone and are not installed
 
 from benchmarks import (  # noqa: E402
     accuracy,
     aot,
     collectives,
     comparison,
+    compile_times,
     implementations,
+    program_size,
     programs,
     references,
     registry,
     report,
     runner,
     sharded_programs,
+    targets,
     timing_tables,
     work,
     workers,
@@ -48,7 +51,7 @@ FAST = runner.Settings(rounds=3, fewest_rounds=3, sample_s=1e-4, most_calls=4)
 
 
 def run_python(arguments, **options):
-    """A Python of its own: this one is strict, and has eight devices."""
+    """Run a separate Python, because this one has strict settings and eight devices."""
     kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     environment = {**kept, "JAX_PLATFORMS": "cpu"}
     return subprocess.run(
@@ -76,7 +79,7 @@ def quick_run(tmp_path_factory):
     return json.loads((folder / "r.json").read_text()), page, done.stdout, folder
 
 
-def test_the_document_says_where_and_how(quick_run):
+def test_the_document_contains_environment_and_settings(quick_run):
     document = quick_run[0]
     assert set(document) == {"environment", "settings", "limits", "suites"}
     environment = document["environment"]
@@ -110,27 +113,27 @@ def test_every_row_of_a_timed_suite(quick_run):
         assert row["limit_s"] > 0.0
 
 
-def test_memory_rows_are_what_the_compiler_says(quick_run):
+def test_memory_rows_are_those_of_the_compiler(quick_run):
     rows = quick_run[0]["suites"]["memory"]
     assert {row["status"] for row in rows} == {"ok"}
     ours, optax = (
         next(r for r in rows if r["peer"].startswith(peer) and r["computed"] == "forward")
         for peer in ("jaxsoftmax", "optax")
     )
-    # A chunk of 128 of the 256 tokens, against all of them.
+    # The logits of 128 tokens in float32, against those of 512 in bfloat16.
     assert ours["temp_bytes"] < optax["temp_bytes"]
 
 
-def test_figures_stand_beside_the_document(quick_run):
+def test_figures_are_written_next_to_the_document(quick_run):
     assert (quick_run[3] / "r-error.png").stat().st_size > 1000
 
 
 def test_the_accuracy_that_the_readme_claims(quick_run):
-    """Ours to rounding wherever the label leads; the usual form has nothing left beyond 20."""
+    """Ours is accurate to rounding at every margin; the usual form is 0 beyond 20 nats."""
     rows = {(r["dtype"], r["quantity"], r["peer"]): r for r in quick_run[0]["suites"]["accuracy"]}
     for quantity in ("loss", "gradient"):
         assert max(rows["float32", quantity, "jaxsoftmax"]["worst"]) < 1e-6
-        # 1, or more where lse rounds to below x_y + an ulp.
+        # 1, or more if rounding changes the difference of lse and x_y by an ulp.
         assert min(rows["float32", quantity, "jax.nn"]["worst"][2:]) >= 1.0
     assert rows["bfloat16", "loss", "jaxsoftmax"]["result_dtype"] == "float32"
     assert max(rows["bfloat16", "loss", "jaxsoftmax"]["worst"]) < 1e-6
@@ -144,12 +147,12 @@ def test_the_page_has_the_command_and_every_table(quick_run):
     assert page.count("\n## ") == 5
     median = document["suites"]["chapter"][0]["median_s"]
     assert f"| {report.digits(1e3 * median)} ± " in page
-    # rich takes [y] for markup unless told otherwise.
+    # rich reads [y] as markup unless it is escaped.
     assert "softmax(x)[y]" in page
     assert "softmax(x)[y]" in " ".join(stdout.split())
 
 
-def test_a_document_beside_itself_has_ratios_of_one(quick_run):
+def test_a_document_compared_with_itself_has_ratios_of_one(quick_run):
     path = quick_run[3] / "r.json"
     tables = comparison.tables(path, path)
     # Times and temporaries of the chapter, temporaries of the memory table.
@@ -178,7 +181,7 @@ def test_an_unknown_suite_is_an_error(capsys):
 
 
 def test_importing_the_benchmarks_imports_no_peer():
-    """PyTorch's threads belong in a process of their own."""
+    """PyTorch's threads must run in a separate process."""
     code = (
         "import sys, benchmarks, benchmarks.__main__; "
         "print(sorted({'torch', 'optax'} & set(sys.modules)))"
@@ -197,7 +200,7 @@ def test_every_case_has_an_implementation_of_ours():
                 assert implementations.OURS in {i.peer for i in implementations.of(case.operation)}
 
 
-# --- right before fast ----------------------------------------------------------------------------
+# --- results are checked before timing ------------------------------------------------------------
 
 SMALL = Case("cross_entropy", "value_and_grad", (8, 5), "float32")
 
@@ -237,7 +240,7 @@ def measured(function, case=SMALL, requires=None):
         return runner.measure(case, peers, FAST, pool)[0]
 
 
-def test_a_right_one_is_timed():
+def test_a_correct_peer_is_timed():
     row = measured(right)
     assert row.status == "ok"
     assert row.passed
@@ -248,8 +251,8 @@ def test_a_right_one_is_timed():
 
 
 @pytest.mark.parametrize("function", WRONG.values(), ids=WRONG)
-def test_a_wrong_one_is_refused(function, monkeypatch):
-    """Not timed at all, rather than timed and marked."""
+def test_a_wrong_peer_is_rejected(function, monkeypatch):
+    """A wrong peer is not timed."""
 
     def never(run, calls):
         raise AssertionError("a wrong implementation was timed")
@@ -265,7 +268,7 @@ def test_a_wrong_one_is_refused(function, monkeypatch):
     assert str(row).startswith("wrong: fake in cross_entropy, value_and_grad, 8x5 float32: ")
 
 
-def test_another_shape_is_refused():
+def test_a_wrong_shape_is_rejected():
     case = Case("softmax", "forward", (8, 5), "float32")
     row = measured(lambda x: jax.nn.softmax(x).T, case)
     assert (row.status, row.error) == ("wrong", None)
@@ -273,13 +276,13 @@ def test_another_shape_is_refused():
     assert (row.status, row.error) == ("wrong", None)
 
 
-def test_one_that_raises_does_not_end_the_run():
+def test_a_peer_that_raises_does_not_end_the_run():
     row = measured(raises)
     assert (row.status, row.note) == ("failed", "NotImplementedError: five classes")
     assert not row.passed
 
 
-def test_one_that_is_not_installed():
+def test_a_peer_that_is_not_installed():
     row = measured(None, requires="no_such_module")
     assert (row.status, row.median_s) == ("not installed", None)
     assert row.passed
@@ -302,7 +305,7 @@ def last_axis(logits):
 
 
 def exact_outputs(case):
-    """What the tests' oracles say the outputs are."""
+    """The outputs by the tests' oracles."""
     logits, *rest = references.inputs(case)
     x = oracles.f64(logits)
     if case.operation == "linear_cross_entropy":
@@ -346,7 +349,7 @@ def test_references_agree_with_the_oracles(case, monkeypatch):
     exact = references.Exact(case, references.inputs(case))
     outputs = exact_outputs(case)
     assert exact.error(outputs) < 1e-12
-    # One entry anywhere is enough, relative to itself where nothing cancels.
+    # A single wrong entry is detected.
     for index, output in enumerate(outputs):
         moved = np.array(output)
         entry = moved.size - 1
@@ -357,7 +360,7 @@ def test_references_agree_with_the_oracles(case, monkeypatch):
 
 
 def test_a_sample_of_a_large_linear_loss_is_compared(monkeypatch):
-    """Fewer rows and columns than there are; everything else must be finite and of its shape."""
+    """Only some rows and columns are compared; all entries must be finite."""
     monkeypatch.setattr(references, "_WHOLE", 10)
     monkeypatch.setattr(references, "_SAMPLE", 3)
     case = Case("linear_cross_entropy", "value_and_grads", (30, 4, 40), "float32")
@@ -380,11 +383,11 @@ def test_inputs_are_the_same_every_time():
     assert references.inputs(REFERENCE_CASES[1])[1].dtype == jnp.bfloat16
 
 
-# --- the clock and the turns ----------------------------------------------------------------------
+# --- timing and the order of the peers ------------------------------------------------------------
 
 
 class Scripted:
-    """A program whose durations are known, and that writes down when it is asked."""
+    """A program with known durations that records its calls."""
 
     temp_bytes = None
 
@@ -397,14 +400,14 @@ class Scripted:
         return next(self.durations)
 
 
-def test_peers_take_turns_and_the_quartiles_are_those_of_the_samples():
+def test_peers_alternate_and_the_quartiles_are_those_of_the_samples():
     journal = []
     warm_up = [1.0, 0.01, 0.01]
     a = Scripted("a", [*warm_up, 0.05, 0.01, 0.03, 0.02, 0.04], journal)
     b = Scripted("b", [*warm_up, *[0.02] * 5], journal)
     settings = runner.Settings(rounds=5, fewest_rounds=5, sample_s=0.02)
     times = runner.take_turns({"a": a, "b": b}, settings)
-    # A sample fills 0.02 s: two calls of 0.01 s, after a slow first one that does not count.
+    # A sample takes 0.02 s: two calls of 0.01 s, after a slow, untimed first call.
     assert journal[:3] == [("a", 1), ("a", 1, "unsettled"), ("a", 2)]
     turns = [name for name, _ in journal[6:]]
     assert [sorted(turns[i : i + 2]) for i in range(0, 10, 2)] == [["a", "b"]] * 5
@@ -415,20 +418,20 @@ def test_peers_take_turns_and_the_quartiles_are_those_of_the_samples():
     assert times["b"]["rounds"] == 5
 
 
-def test_the_budget_ends_a_case_but_not_before_the_fewest_rounds():
+def test_the_budget_ends_a_case_after_at_least_the_fewest_rounds():
     settings = runner.Settings(rounds=50, fewest_rounds=4, budget_s=0.0)
     program = Scripted("a", [0.1] * 60, [])
     assert runner.take_turns({"a": program}, settings)["a"]["rounds"] == 4
 
 
-def test_a_long_call_is_not_made_twice_for_one_sample():
+def test_a_long_call_has_no_warm_up_before_a_sample():
     journal = []
     settings = runner.Settings(rounds=2, fewest_rounds=2)
     runner.take_turns({"a": Scripted("a", [1.0] * 4, journal)}, settings)
     assert journal == [("a", 1), *[("a", 1, "unsettled")] * 3]
 
 
-def test_the_clock_leaves_out_the_first_call(monkeypatch):
+def test_the_first_call_is_not_timed(monkeypatch):
     now = iter([10.0, 16.0])
     monkeypatch.setattr(workers.time, "perf_counter", lambda: next(now))
     calls = []
@@ -440,14 +443,14 @@ WORKER = """
 import numpy as np
 
 def prepare(operation, direction, arrays):
-    print("a library that talks")  # into the stream of answers, if nothing guards it
+    print("a library that prints")  # would corrupt the stream of answers
     if operation == "unknown":
         raise ValueError("no such operation")
     return lambda: [2 * a for a in arrays], lambda outputs: [np.asarray(o) for o in outputs]
 """
 
 
-def test_a_worker_computes_times_and_survives_a_failure(tmp_path, monkeypatch):
+def test_a_worker_computes_and_times_after_a_failure(tmp_path, monkeypatch):
     (tmp_path / "twice.py").write_text(WORKER)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with workers.Workers() as pool:
@@ -469,7 +472,7 @@ def test_a_worker_computes_times_and_survives_a_failure(tmp_path, monkeypatch):
 @pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="PyTorch is not installed (extra `torch`)"
 )
-def test_the_worker_of_torch_is_right():
+def test_the_torch_worker_is_correct():
     shapes = {
         ("cross_entropy", "value_and_grad"): (16, 40),
         ("log_softmax", "vjp"): (16, 40),
@@ -501,7 +504,7 @@ def test_a_peer_that_is_known_to_be_wrong_is_not_run():
     assert row.passed
 
 
-def test_tokamax_in_chunks_is_known_to_be_wrong_where_blocks_are_padded():
+def test_tokamax_chunked_xla_is_known_to_be_wrong_with_padded_blocks():
     (chunked,) = [
         i for i in implementations.of("linear_cross_entropy") if i.peer == "tokamax chunked_xla"
     ]
@@ -509,7 +512,7 @@ def test_tokamax_in_chunks_is_known_to_be_wrong_where_blocks_are_padded():
     assert chunked.known_wrong((512, 256, 16384)) is None
 
 
-def test_versions_and_platforms_decide_who_runs():
+def test_versions_and_platforms_select_the_peers():
     def peer(**how):
         return Implementation("softmax", "fake", raises, **how)
 
@@ -536,7 +539,7 @@ def test_the_least_work_of_a_case():
     assert work.of(linear) == (1600, 1600, 6 * 10 * 20 * 30)
 
 
-def test_the_limit_that_takes_longer_binds():
+def test_the_slower_resource_is_the_limit():
     # 0.4 MB read and copied: 0.8 MB at 2 GB/s, the rest of a pullback's reads at 4 GB/s.
     pullback = Case("softmax", "vjp", (100, 1000), "float32")
     assert work.limit(pullback, LIMITS) == ("memory", pytest.approx(0.8e6 / 2e9 + 0.4e6 / 4e9))
@@ -560,7 +563,7 @@ P = jax.sharding.PartitionSpec
 
 
 @needs_eight
-def test_an_all_reduce_in_a_loop_counts_as_often_as_it_runs():
+def test_an_all_reduce_in_a_loop_is_counted_per_iteration():
     def function(x):
         def step(total, _):
             return jax.lax.psum(jnp.sin(total) + x, "x"), None
@@ -630,17 +633,17 @@ CONDITION = """
 """
 
 
-def test_the_condition_of_a_loop_says_how_often():
-    """XLA:TPU notes it nowhere else."""
+def test_the_condition_of_a_loop_gives_its_trip_count():
+    """XLA:TPU has no other annotation of it."""
     reduce = collectives.find(HLO + CONDITION, 8)[1]
     assert reduce == ("all-reduce", 32, 2, 16, False)
     assert collectives.loop_trips(HLO + CONDITION) == [16]
     assert collectives.loop_trips(HLO) == []
 
 
-def test_groups_branches_and_loops_that_do_not_say_how_often():
+def test_groups_branches_and_loops_of_unknown_trip_count():
     gather, reduce = collectives.find(HLO, 8)
-    # The branch that sends more: 7/8 of 256 bytes against 6/4 of 32.
+    # The branch that sends more bytes: 7/8 of 256 against 6/4 of 32.
     assert gather == ("all-gather", 256, 8, 1, False)
     assert reduce == ("all-reduce", 32, 2, 1, True)
     assert gather.sent_bytes == 224
@@ -657,16 +660,16 @@ def test_a_sharded_program_of_the_suite_communicates():
     ]
     compiled = program.lowered(np.array(jax.devices()[:8]), "cpu").compile()
     found = collectives.totals(compiled.as_text(), 8)
-    # Only the loss is summed over devices that hold whole rows.
+    # Devices hold whole rows: only the loss is summed over them.
     assert set(found) == {"all-reduce"}
     assert found["all-reduce"].largest_bytes <= 8
 
 
-# --- compiles without the hardware ----------------------------------------------------------------
+# --- compilation without the hardware -------------------------------------------------------------
 
 
-def test_a_target_that_cannot_be_served_says_so(monkeypatch):
-    monkeypatch.setattr(aot.targets.importlib.util, "find_spec", lambda name: None)
+def test_a_target_that_is_not_available_has_one_line(monkeypatch):
+    monkeypatch.setattr(targets.importlib.util, "find_spec", lambda name: None)
     parts = aot.parts(quick=True)
     rows = aot.measure(parts, lambda: None)
     assert len(rows) == len(parts)
@@ -676,21 +679,58 @@ def test_a_target_that_cannot_be_served_says_so(monkeypatch):
     assert len(table.rows) == len(aot.TARGETS)
 
 
-def test_compiling_in_a_process_of_its_own():
+def test_compiling_in_a_child_process():
     quick, first = True, 0
     unknown = 10_000
     found, failed = aot.compiling.compile_in_child("cpu:2", "sharded", quick, [first, unknown])
     assert found["status"] == "ok", found
     assert found["collectives"]["all-reduce"]["count"] >= 1
-    # What was done before it failed is kept.
+    # Results from before the failure are kept.
     assert failed["status"] == "failed"
     assert "IndexError" in failed["note"]
+
+
+# --- size of programs -----------------------------------------------------------------------------
+
+
+@jax.custom_jvp
+def squared(x):
+    return x * x
+
+
+squared.defjvps(lambda tangent, value, x: 2.0 * x * tangent)
+
+
+def test_equations_of_sub_jaxprs_are_counted():
+    def function(positive, x, xs):
+        total, products = jax.lax.scan(lambda c, x: (c + x, c * x), x, xs)  # 1 + 2
+        inner = jax.jit(lambda y: jnp.sin(y) + 1.0)(total)  # 1 + 2
+        # 1 to convert the predicate, and 1 + 1 + 2
+        chosen = jax.lax.cond(positive, jnp.cos, lambda y: -jnp.exp(y), inner)
+        return squared(chosen), products  # 1 + 1
+
+    jaxpr = jax.make_jaxpr(function)(True, jnp.float32(1.0), jnp.ones(3))
+    assert len(jaxpr.eqns) == 5
+    assert program_size.count_equations(jaxpr) == 3 + 3 + 5 + 2
+
+
+def test_programs_of_both_peers_are_counted_and_timed():
+    rows = compile_times.measure(compile_times.Part("logsumexp", None), quick=True)
+    assert [(row.peer, row.computed, row.status) for row in rows] == [
+        ("jaxsoftmax", "value", "ok"),
+        ("jax.nn", "value", "ok"),
+        ("jaxsoftmax", "gradient", "ok"),
+        ("jax.nn", "gradient", "ok"),
+    ]
+    assert all(row.equations > 1 and min(row.seconds.values()) > 0.0 for row in rows)
+    (table,) = compile_times.tables(rows)
+    assert [line[3] for line in table.rows] == [str(row.equations) for row in rows]
 
 
 # --- accuracy -------------------------------------------------------------------------------------
 
 
-def test_exact_results_are_those_of_the_oracle():
+def test_exact_results_agree_with_the_oracle():
     for row in ([20.0, 0.0, 0.0], [-3.0, 1.0, 2.0], [80.0, -5.5, 0.0]):
         loss, gradient = oracles.mp_loss_and_target_gradient(row, 0)
         exact = accuracy._exact(np.array(row))
@@ -706,7 +746,7 @@ def test_errors_fall_into_their_bands():
     assert counts == (2, 1, 1, 3)
 
 
-def test_an_error_is_relative_and_an_absorbed_result_has_error_one():
+def test_an_error_is_relative_and_a_result_of_zero_has_error_one():
     exact = accuracy._exact(np.array([30.0, 0.0, 0.0]))["loss"]
     assert accuracy._relative(np.float32(0.0), exact) == 1.0
     assert accuracy._relative(np.float32(exact), exact) < 6e-8

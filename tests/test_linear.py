@@ -52,8 +52,8 @@ def at_once(x, labels, *, kernel, bias=None, **options):
 
 
 def tied(x, labels, *, kernel, **options):
-    """embedding.T is transposed back where the program shows it: another program inside."""
-    return in_chunks(x, labels, kernel=kernel.T, **options)
+    """A kernel that is stored as [V, D]."""
+    return in_chunks(x, labels, kernel=kernel, kernel_layout="VD", **options)
 
 
 def tied_by_definition(x, labels, *, kernel, **options):
@@ -105,6 +105,7 @@ def row_case(function, kind, row):
     return linear_case(function, table.SOFT * exists, options)
 
 
+@pytest.mark.exhaustive(every=4, cover=False)
 @pytest.mark.parametrize(
     ("kind", "row"),
     [("classes", row) for row in ROWS | INDEX_ROWS]
@@ -129,6 +130,7 @@ def test_every_option(kind, row, x64):
     table.assert_close(curvature, expected, table.DIFFERENCED, "curvature")
 
 
+@pytest.mark.exhaustive(every=2, cover=False)
 # One row for each rule: of a sum, and of rows by themselves.
 @pytest.mark.parametrize(
     ("kind", "row"), [("distributions", "everything"), ("tied", "ignore_index_statistics")]
@@ -171,6 +173,7 @@ def test_any_options(case):
     table.check_drawn(case)
 
 
+@pytest.mark.exhaustive
 @settings(max_examples=4)
 @given(linear_cases("cross_entropy_soft"))
 def test_any_options_of_distributions(case):
@@ -246,6 +249,7 @@ def test_sizes_that_divide_nothing(size):
 DTYPES = [jnp.float64, jnp.float32, jnp.float16, jnp.bfloat16]
 
 
+@pytest.mark.exhaustive(every=2, cover=False)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.__name__)
 def test_dtypes(dtype, x64):
     """Under the mean, and without reduction under cotangents of either sign."""
@@ -295,7 +299,7 @@ def test_mixed_dtypes(reduction):
     assert_gradients(gradients, expected, terms, w.dtype, "mixed")
 
 
-# --- nothing is absorbed --------------------------------------------------------------------------
+# --- small losses are not rounded to zero ---------------------------------------------------------
 
 
 def identity_layer(logits):
@@ -346,6 +350,7 @@ def small():
 ALL = (0, 1, 2)
 
 
+@pytest.mark.exhaustive(every=4)
 @pytest.mark.parametrize("how", ["ignore_index", "mask", "weight 0"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_what_an_ignored_row_holds_reaches_nothing(small, how, reduction):
@@ -455,6 +460,7 @@ def test_batch_axes_of_any_number(implementation):
     assert one.shape == ()
 
 
+@pytest.mark.exhaustive(every=4)
 @pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 2)])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_no_rows(shape, reduction):
@@ -482,14 +488,19 @@ def test_a_tied_embedding_learns_from_both_of_its_uses():
 
     def loss(embedding, implementation):
         hidden = jnp.tanh(embedding[tokens])
-        return linear_cross_entropy(hidden, embedding.T, y, implementation=implementation)
+        if implementation == "transposed":
+            return linear_cross_entropy(hidden, embedding.T, y)
+        return linear_cross_entropy(
+            hidden, embedding, y, kernel_layout="VD", implementation=implementation
+        )
 
     gradient = jax.jit(jax.grad(loss), static_argnums=1)
-    np.testing.assert_allclose(
-        gradient(embedding, "chunked"), gradient(embedding, "reference"), rtol=0, atol=1e-7
-    )
+    expected = gradient(embedding, "reference")
+    for way in ("chunked", "transposed"):
+        np.testing.assert_allclose(gradient(embedding, way), expected, rtol=0, atol=1e-7)
 
 
+@pytest.mark.exhaustive(every=3)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("size", [(40, 300, 8), (50, 8, 300), (7, 1, 50), (7, 50, 1), (9, 2, 2)])
 def test_tied_embeddings_of_any_size(size, dtype):
@@ -497,7 +508,7 @@ def test_tied_embeddings_of_any_size(size, dtype):
     h, w, b, y = layer(size, dtype, np.random.default_rng(8))
 
     def loss(h, embedding, b):
-        return linear_cross_entropy(h, embedding.T, y, b, chunk_size=16)
+        return linear_cross_entropy(h, embedding, y, b, kernel_layout="VD", chunk_size=16)
 
     _, (of_h, of_e, of_b) = jax.jit(jax.value_and_grad(loss, ALL))(h, w.T, b)
     _, expected, terms = gradients_in_float64(h, w, b, y, np.full(len(y), 1 / len(y)))
@@ -558,7 +569,8 @@ def test_export_round_trip(small, tokens, tied):
     w = w.T if tied else w
 
     def f(h, w, y):
-        return linear_cross_entropy(h, w.T if tied else w, y, b, ignore_index=-1)
+        layout = "VD" if tied else "DV"
+        return linear_cross_entropy(h, w, y, b, kernel_layout=layout, ignore_index=-1)
 
     (n,) = export.symbolic_shape(tokens)
     shapes = [
@@ -587,7 +599,10 @@ ERRORS = [
     ({"implementation": "reference", "chunk_size": 2}, ValueError, "chunk_size=2 is for impl"),
     ({"chunk_size": 0}, ValueError, "chunk_size must be at least 1, got 0"),
     ({"chunk_size": 2.0}, TypeError, "chunk_size must be a Python int or None, got 2.0"),
-    ({"kernel": jnp.ones((4, 3))}, ValueError, r"D = 3.* got \[4, 3\].*embedding\.T"),
+    ({"kernel": jnp.ones((4, 3))}, ValueError, r'D = 3.* got \[4, 3\].*kernel_layout="VD"'),
+    ({"kernel_layout": "VD"}, ValueError, r'\[V, D\].* got \[3, 4\].*kernel_layout="DV"'),
+    ({"kernel_layout": "DVD"}, ValueError, "kernel_layout must be one of 'DV', 'VD', got 'DVD'"),
+    ({"kernel_layout": 0}, ValueError, "kernel_layout must be one of"),
     ({"kernel": jnp.ones(3)}, ValueError, r"kernel must have shape \[D, V\]"),
     ({"kernel": jnp.ones((3, 0))}, ValueError, "kernel must have at least one class"),
     ({"kernel": jnp.ones((3, 4), jnp.int32)}, TypeError, "kernel must be a floating point"),

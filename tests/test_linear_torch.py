@@ -35,20 +35,21 @@ def ours(
     soft = jnp.issubdtype(target.dtype, jnp.floating)
     loss = partial(
         linear_cross_entropy,
+        kernel_layout="VD",
         class_weights=weight,
         ignore_index=None if soft else ignore_index,
         label_smoothing=label_smoothing,
         chunk_size=getattr(options, "batch_chunk_size", None) or 3,
     )
     if not places:
-        return loss(x, kernel.T, target, linear_bias, reduction=reduction)
+        return loss(x, kernel, target, linear_bias, reduction=reduction)
     count, batch = math.prod(places), x.shape[:-1]
     bias = linear_bias if linear_bias is None else linear_bias.reshape(classes, count)
     targets = target.reshape(*batch, classes, count) if soft else target.reshape(*batch, count)
 
     def at_one_place(kernel, bias, target):
         kept = "none" if reduction == "none" else "sum"
-        result = loss(x, kernel.T, target, bias, reduction=kept, return_statistics=True)
+        result = loss(x, kernel, target, bias, reduction=kept, return_statistics=True)
         return result[0], result[1].weight_sum
 
     kernels = kernel.reshape(classes, count, features)

@@ -29,6 +29,7 @@ def test_processes_learn_what_one_learns():
     assert losses[-1][0] < 0.99 * losses[0][0]
 
 
+@pytest.mark.exhaustive
 def test_a_process_that_dies_ends_the_run():
     start = time.monotonic()
     done = run("--processes", "2", "--steps", "200", "--crash-at", "2", "--timeout", "100")
@@ -38,6 +39,7 @@ def test_a_process_that_dies_ends_the_run():
     assert time.monotonic() - start < 120
 
 
+@pytest.mark.exhaustive
 def test_a_coordinator_that_is_not_there_ends_the_run():
     start = time.monotonic()
     done = run("--processes", "2", "--rank", "1", "--coordinator", "127.0.0.1:9", "--timeout", "3")

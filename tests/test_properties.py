@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -307,7 +307,6 @@ def options(draw, batch, classes):
     return labels, drawn
 
 
-@settings(max_examples=60)
 @given(unit((2, 3, 4)), st.data())
 def test_any_options_agree_with_the_formulas(numbers, data):
     """Value, and gradient against central differences of the float64 reference."""

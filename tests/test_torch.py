@@ -40,7 +40,7 @@ DIFFERENCES = {
     "smoothing_beside_an_absent_class": "PyTorch smooths onto a class at -inf: inf, ours is finite",
     "label_on_an_absent_class": "loss inf in both; a logit of -inf gets gradient 0 from us, not -1",
     "confident_prediction": "PyTorch rounds a small loss and its gradient to 0",
-    "confident_logsumexp": "PyTorch absorbs all but the largest logit",
+    "confident_logsumexp": "PyTorch rounds away all but the largest logit",
     "no_logit_left": "softmax of nothing but -inf: PyTorch NaN, ours 0",
     "infinite_logit": "softmax beside +inf: PyTorch NaN, ours probability 1",
     "label_outside_the_classes": "PyTorch raises, ours is NaN in that example alone",

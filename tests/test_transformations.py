@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxsoftmax
@@ -299,7 +299,24 @@ ROWS = {
     "binary_cross_entropy": BINARY_OPTIONS,
 }
 TABLE = [(function, row) for function, rows in ROWS.items() for row in rows]
-every_row = pytest.mark.parametrize(("function", "row"), TABLE, ids=[f"{f}-{r}" for f, r in TABLE])
+# Rows that combine options which stand in rows of their own.
+COMBINED = {
+    "smoothing_class_weights",
+    "weights_weights",
+    "statistics_mask_none",
+    "ignore_index_smoothing_class_weights",
+    "where_columns_smoothing",
+    "minus_infinity_smoothing",
+    "z_loss_class_weights",
+    "soft_cap_where_smoothing",
+}
+every_row = pytest.mark.parametrize(
+    ("function", "row"),
+    [
+        pytest.param(f, r, id=f"{f}-{r}", marks=[pytest.mark.exhaustive] if r in COMBINED else [])
+        for f, r in TABLE
+    ],
+)
 
 
 class Case(NamedTuple):
@@ -408,6 +425,7 @@ def assert_close(ours, definition, tolerance, what):
 # --- every row ------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive(every=20)
 @every_row
 def test_float64_under_every_transformation(function, row, x64):
     check_every_transformation(make_case(function, ROWS[function][row]))
@@ -476,6 +494,7 @@ def check_every_transformation(case: Case, scale: float = 1.0) -> None:
     assert_close(got["checkpoint"], gradient, exact, "checkpoint")
 
 
+@pytest.mark.exhaustive(every=13, cover=False)
 @every_row
 def test_float32_without_an_outer_jit(function, row):
     case = make_case(function, ROWS[function][row])
@@ -493,6 +512,7 @@ def _narrow(array):
     return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
+@pytest.mark.exhaustive(every=7, cover=False)
 @every_row
 def test_dtypes_do_not_depend_on_x64(function, row):
     """float32 stays float32 where float64 could be had; bfloat16 logits give float32 losses."""
@@ -665,31 +685,30 @@ def binary_cases(draw):
 # loss of 1e-8 among them is only right to 40 epsilons: hence relative to the largest, see above.
 
 
-@settings(max_examples=20)
 @given(loss_cases("cross_entropy"))
 def test_cross_entropy_with_any_options(case):
     check_drawn(case)
 
 
-@settings(max_examples=15)
+@pytest.mark.exhaustive
 @given(loss_cases("cross_entropy_soft"))
 def test_cross_entropy_of_distributions_with_any_options(case):
     check_drawn(case)
 
 
-@settings(max_examples=8)
+@pytest.mark.exhaustive
 @given(loss_cases("nll_loss"))
 def test_nll_loss_with_any_options(case):
     check_drawn(case)
 
 
-@settings(max_examples=8)
+@pytest.mark.exhaustive
 @given(loss_cases("nll_loss_soft"))
 def test_nll_loss_of_distributions_with_any_options(case):
     check_drawn(case)
 
 
-@settings(max_examples=10)
+@pytest.mark.exhaustive
 @given(binary_cases())
 def test_binary_cross_entropy_with_any_options(case):
     check_drawn(case)

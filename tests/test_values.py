@@ -60,6 +60,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.exhaustive(every=6)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @each_loss
@@ -75,6 +76,7 @@ def test_a_label_out_of_range_is_nan_for_its_example_alone(name, options, way):
         assert_close(losses[kept], expected)
 
 
+@pytest.mark.exhaustive(every=3)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @each_loss
 def test_the_gradient_of_a_label_out_of_range_is_nan_for_its_example_alone(name, options):
@@ -156,6 +158,7 @@ def names_the_label(message: str | None, value: int, classes: int) -> bool:
     return "labels" in (message or "") and str(value) in numbers and str(classes) in numbers
 
 
+@pytest.mark.exhaustive(every=6)
 @pytest.mark.parametrize("bad", [7, -1])
 @each_checked
 @each_loss
@@ -169,6 +172,7 @@ def test_checks_name_the_label(name, way, bad):
         error.throw()
 
 
+@pytest.mark.exhaustive(every=6)
 @each_checked
 @each_loss
 def test_checks_that_are_off_say_nothing(name, way):
@@ -178,6 +182,7 @@ def test_checks_that_are_off_say_nothing(name, way):
     assert any(np.isnan(leaf).any() for leaf in jax.tree.leaves(result))
 
 
+@pytest.mark.exhaustive(every=5)
 @each_checked
 @each_loss
 def test_checks_are_content_with_labels_in_range(name, way):
@@ -227,6 +232,7 @@ LEFT_OUT = {
 }
 
 
+@pytest.mark.exhaustive(every=6)
 @pytest.mark.parametrize("way", ["plain", "jit inside", "grad", "jvp"])
 @pytest.mark.parametrize("how", LEFT_OUT)
 @each_loss
@@ -412,11 +418,13 @@ def check_round_trip(case: Exported, batch: tuple, examples: int) -> None:
         assert_close(gradients[i], oracles.numerical_gradient(scalar, array))
 
 
+@pytest.mark.exhaustive(every=6, cover=False)
 @pytest.mark.parametrize("case", EXPORTED)
 def test_export_of_a_symbolic_batch(case):
     check_round_trip(EXPORTED[case], BATCHES["symbolic"](), examples=N)
 
 
+@pytest.mark.exhaustive(every=6, cover=False)
 @pytest.mark.parametrize("batch", ["concrete", "constrained"])
 @pytest.mark.parametrize(
     "case",

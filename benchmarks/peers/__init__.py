@@ -1,1 +1,1 @@
-"""One small function for each peer and operation."""
+"""The peers: one small function per operation."""

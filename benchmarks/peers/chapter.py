@@ -1,4 +1,4 @@
-"""The mean loss, as the textbook may write it: here the "peers" are ways of writing."""
+"""The mean loss in the textbook's forms; here the "peers" are formulas."""
 
 from __future__ import annotations
 

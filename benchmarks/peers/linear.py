@@ -1,4 +1,4 @@
-"""Peers that are given hidden states and a kernel: the linear cross entropy, the mean."""
+"""Peers of the mean linear cross entropy, from hidden states and kernel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.cases import CHUNK_SIZES
 from benchmarks.peers.logits import jax_nn_losses, optax_losses
 from benchmarks.registry import OURS, implements, in_torch
 
-# tokamax's chunked_xla lets the padded columns of its last block into the sum (tokamax 0.0.17).
+# tokamax's chunked_xla adds the padded columns of its last block to the sum (tokamax 0.0.17).
 _TOKAMAX_BLOCK = 2048
 
 
@@ -28,7 +28,7 @@ def _(hidden: Array, kernel: Array, labels: Array) -> Array:
 
 @implements("linear_cross_entropy", "optax", requires="optax")
 def optax_linear(hidden: Array, kernel: Array, labels: Array) -> Array:
-    """Logits for all tokens, then optax."""
+    """The logits of all tokens, then optax."""
     return optax_losses(hidden @ kernel, labels).mean()
 
 
@@ -41,7 +41,7 @@ def _tokamax(implementation: str) -> Callable[[Array, Array, Array], Array]:
     def function(hidden: Array, kernel: Array, labels: Array) -> Array:
         import tokamax
 
-        # It warns of every shape that it has no tuned blocks for.
+        # It warns about every shape for which it has no tuned block sizes.
         logging.getLogger("absl").setLevel(logging.ERROR)
         return tokamax.linear_softmax_cross_entropy_loss(
             hidden, labels, kernel, reduction="mean", implementation=implementation
@@ -89,7 +89,7 @@ for _peer, _module, _function in (
         platforms=("gpu",),
     )
 
-# --- over chunk_size: here the "peers" are chunk sizes --------------------------------------------
+# --- over chunk_size; here the "peers" are chunk sizes --------------------------------------------
 
 
 def _chunked(chunk_size: int | None) -> Callable[[Array, Array, Array], Array]:

@@ -1,4 +1,4 @@
-"""Peers that are given the logits: the distributions and the cross entropy."""
+"""Peers of the distributions and of the cross entropy of logits."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _(logits: Array) -> Array:
 for _operation in ("softmax", "log_softmax", "logsumexp"):
     in_torch(_operation, "torch")
 
-# --- cross entropy, the mean ----------------------------------------------------------------------
+# --- mean cross entropy ----------------------------------------------------------------------
 
 
 @implements("cross_entropy", OURS)
@@ -82,7 +82,7 @@ in_torch(
     platforms=("gpu",),
 )
 
-# --- cross entropy, one loss for each example (for the accuracy suite) ----------------------------
+# --- cross entropy, one loss per example (for the accuracy suite) ----------------------------
 
 
 @implements("example_losses", OURS)
@@ -92,7 +92,7 @@ def _(logits: Array, labels: Array) -> Array:
 
 @implements("example_losses", "optax", requires="optax")
 def optax_losses(logits: Array, labels: Array) -> Array:
-    """−log softmax(x)_y of each row, as optax has it."""
+    """−log softmax(x)_y of each row, by optax."""
     import optax
 
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -100,7 +100,7 @@ def optax_losses(logits: Array, labels: Array) -> Array:
 
 @implements("example_losses", "jax.nn")
 def jax_nn_losses(logits: Array, labels: Array) -> Array:
-    """The same from `jax.nn.log_softmax` and a gather."""
+    """−log softmax(x)_y of each row, by `jax.nn.log_softmax` and a gather."""
     log_p = jax.nn.log_softmax(logits)
     return -jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
 

@@ -5,7 +5,7 @@ over the tokens, and returns the tangent as inner products with them:
 
     L̇ = ⟨∂L/∂h, ḣ⟩ + ⟨∂L/∂W, Ẇ⟩ + ... + Σ_n ȧ_n ℓ_n
 
-Transposed it is the gradient; evaluated, a forward derivative; and since the pass is itself made
+Transposed it is the gradient; evaluated, a forward derivative; and since the pass itself consists
 of differentiable operations, the derivative of either, a Hessian-vector product, follows from it.
 """
 
@@ -19,93 +19,66 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from jaxsoftmax import _mesh, _reduction
+from jaxsoftmax import _examples
 from jaxsoftmax._fused import chunked
-from jaxsoftmax._fused.chunked import Compute, Fixed, Moving
-from jaxsoftmax._fused.forward import Forward
-from jaxsoftmax._fused.orientation import either_way
+from jaxsoftmax._fused.chunked import Differentiable, Given
 from jaxsoftmax._fused.plan import Plan
-from jaxsoftmax._loss import RowLosses
-from jaxsoftmax._mesh import AxisName
+from jaxsoftmax._row.losses import RowLosses
+from jaxsoftmax._xla import mesh
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
-def total(
-    forward: Forward,
-    compute: Compute,
-    plan: Plan,
-    axis_name: AxisName,
-    lies_turned: Bool[Array, ""] | None,
-    moving: Moving,
-    fixed: Fixed,
-    weights: Float[Array, "N"],
-) -> Float[Array, ""]:
-    """Σ weights · loss; undifferentiated the rows come from `forward`."""
-    losses = rows(forward, compute, plan, lies_turned, moving, fixed).loss
-    return jnp.sum(_reduction.weighted(losses, weights))
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def total(plan: Plan, given: Given) -> Float[Array, ""]:
+    """Σ weights · loss."""
+    losses, weights = rows(plan, given).loss, given.rows.weights
+    return jnp.sum(weights * _examples.counted(losses, weights))
 
 
-def _total_jvp(
-    forward: Forward,
-    compute: Compute,
-    plan: Plan,
-    axis_name: AxisName,
-    primals: Any,
-    tangents: Any,
-) -> tuple[Array, Array]:
-    lies_turned, moving, fixed, weights = primals
-    moved, moved_weights = _moved(tangents[1]), tangents[3]
-    once = partial(chunked.rows_and_gradients, compute, moving, fixed, weights, plan, moved)
-    losses, gradients = either_way(lies_turned, once)
-    losses = _reduction.counted(losses, weights)
-    value = jnp.sum(weights * losses)
+def _total_jvp(plan: Plan, primals: tuple[Given], tangents: tuple[Given]) -> tuple[Array, Array]:
+    (given,), given_dot = primals, _nonzero(tangents[0])
+    dots, weights_dot = Differentiable.of(given_dot), given_dot.rows.weights
+    losses, gradients = chunked.rows_and_gradients(given, dots, plan)
+    losses = _examples.counted(losses, given.rows.weights)
+    value = jnp.sum(given.rows.weights * losses)
     tangent = jnp.zeros_like(value)
-    for gradient, motion in zip(gradients, moved, strict=True):
-        if gradient is not None:
-            tangent += jnp.sum(gradient.astype(value.dtype) * motion.astype(value.dtype))
+    for gradient, dot in zip(gradients, dots, strict=True):
+        if gradient is not None and dot is not None:
+            tangent += jnp.sum(gradient.astype(value.dtype) * dot.astype(value.dtype))
     # Each device has its part of these; transposed, the sum is that of hidden's gradient. What
     # follows from the weights all devices have in full.
-    tangent = _mesh.total(tangent, axis_name)
-    if not isinstance(moved_weights, SymbolicZero):
-        tangent += jnp.sum(moved_weights * losses)
+    tangent = mesh.total(tangent, plan.options.axis_name)
+    if weights_dot is not None:
+        tangent += jnp.sum(weights_dot * losses)
     return value, tangent
 
 
 total.defjvp(_total_jvp, symbolic_zeros=True)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def rows(
-    forward: Forward,
-    compute: Compute,
-    plan: Plan,
-    lies_turned: Bool[Array, ""] | None,
-    moving: Moving,
-    fixed: Fixed,
-) -> RowLosses:
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def rows(plan: Plan, given: Given) -> RowLosses:
     """Each row by itself: for losses that are not summed, and statistics."""
-    return either_way(lies_turned, partial(forward, compute, moving, fixed, plan))
+    return chunked.rows(given, plan)
 
 
 def _rows_jvp(
-    forward: Forward, compute: Compute, plan: Plan, primals: Any, tangents: Any
+    plan: Plan, primals: tuple[Given], tangents: tuple[Given]
 ) -> tuple[RowLosses, RowLosses]:
-    lies_turned, moving, fixed = primals
-    values = rows(forward, compute, plan, lies_turned, moving, fixed)
-    moved = _moved(tangents[1])
-    once = partial(chunked.tangents_of_rows, compute, moving, fixed, moved, plan)
-    motions = either_way(lies_turned, once)
-    if values.predicted is not None:
-        still: Any = np.zeros(values.predicted.shape, jax.dtypes.float0)
-        motions = motions._replace(predicted=still)
-    return values, motions
+    (given,) = primals
+    found = rows(plan, given)
+    dots = Differentiable.of(_nonzero(tangents[0]))
+    moved = chunked.tangents_of_rows(given, dots, plan)
+    if found.predicted is not None:
+        no_tangent: Any = np.zeros(found.predicted.shape, jax.dtypes.float0)
+        moved = moved._replace(predicted=no_tangent)
+    return found, moved
 
 
 rows.defjvp(_rows_jvp, symbolic_zeros=True)
 
 
-def _moved(tangents: Moving) -> Moving:
-    """None for what does not move."""
-    return Moving(*(None if isinstance(t, SymbolicZero) else t for t in tangents))
+def _nonzero(tangents: Given) -> Given:
+    """None for a tangent that is 0."""
+    return jax.tree.map(lambda t: None if isinstance(t, SymbolicZero) else t, tangents)

@@ -1,6 +1,7 @@
-"""The one-pass reduction that accelerators get, run here: its merges, and the losses made with it.
+"""The forms of each operation: they agree, and the lowering picks the one that fits.
 
-XLA:CPU adds one number after the other, so that rows are short: what a lane of an accelerator sees.
+The forms for accelerators run here, too. XLA:CPU adds one number after the other, so that rows are
+short: what a lane of an accelerator sees.
 """
 
 from __future__ import annotations
@@ -16,23 +17,33 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxsoftmax
-from jaxsoftmax import _online
+from jaxsoftmax._fused import products
+from jaxsoftmax._row import softmax, state
+from jaxsoftmax._xla import cpu, forms, one_pass, portable
 
 ULP = 2.0**-23
 CLASSES = 700
 FLOAT32 = {"rtol": 2e-6, "atol": 1e-6}
 
 
+OPERATIONS = [
+    operation
+    for module in (state, softmax, products)
+    for operation in vars(module).values()
+    if isinstance(operation, forms.Operation)
+]
+
+
 def switch_forms(monkeypatch):
-    """From here on every computation has the form for one accelerator."""
+    """From here on every operation has the form for one accelerator."""
     jax.clear_caches()
-    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *xs, default, **_: default(*xs))
-    monkeypatch.setattr(jaxsoftmax._placement._alone, "bind", lambda: True)
+    for operation in OPERATIONS:
+        monkeypatch.setattr(operation, "cpu", operation.one_pass)
 
 
 @pytest.fixture
 def on_an_accelerator(monkeypatch):
-    """Every computation in the form that it has where it is not the CPU that runs it."""
+    """Every operation in the form for one accelerator."""
     switch_forms(monkeypatch)
     yield
     jax.clear_caches()
@@ -69,9 +80,9 @@ def test_a_slope_is_not_rounded_at_every_step(name):
     row = SLOPES[name].astype(np.float32)
     x = jnp.asarray(row)[None]
     for found, classes in (
-        (_online.of_all(x), row),
-        (_online.of_others(x, jnp.array([0]))[1:], np.delete(row, 0)),
-        (_online.of_others_than_largest(x)[1:], np.delete(row, row.argmax())),
+        (one_pass.row_exponentials(x)[::2], row),
+        (one_pass.row_state(x, jnp.array([0]))[1:], np.delete(row, 0)),
+        (one_pass.row_state_of_largest(x)[1:], np.delete(row, row.argmax())),
     ):
         maximum, total = (np.asarray(part)[0] for part in found)
         assert maximum == classes.max()
@@ -84,7 +95,7 @@ def test_a_slope_is_not_rounded_at_every_step(name):
 def test_the_second_largest_is_the_maximum_of_the_others(order):
     row = jnp.array([[0.0, 5.0, 3.0, 5.0, -jnp.inf], [7.0, 1.0, 2.0, 3.0, 4.0]])
     row = row if order == "forwards" else row[:, ::-1]
-    largest, maximum, total = _online.of_others_than_largest(row)
+    largest, maximum, total = one_pass.row_state_of_largest(row)
     np.testing.assert_array_equal(largest, [5.0, 7.0])
     np.testing.assert_array_equal(maximum, [5.0, 4.0])
     expected = [1 + np.exp(-5.0) + np.exp(-2.0), np.exp([-3.0, -2.0, -1.0, 0.0]).sum()]
@@ -94,7 +105,7 @@ def test_the_second_largest_is_the_maximum_of_the_others(order):
 @pytest.mark.parametrize("classes", [1, 2, 3])
 def test_few_classes(classes):
     x = rows(classes=classes)
-    label_logit, maximum, total = _online.of_others(x, jnp.zeros(12, jnp.int32))
+    label_logit, maximum, total = one_pass.row_state(x, jnp.zeros(12, jnp.int32))
     np.testing.assert_array_equal(label_logit, x[:, 0])
     others = np.asarray(x, np.float64)[:, 1:]
     np.testing.assert_array_equal(maximum, others.max(-1, initial=-np.inf))
@@ -104,7 +115,7 @@ def test_few_classes(classes):
 
 def test_reads_the_logits_once():
     x, y = rows(), labels_of(rows())
-    for reduction in (_online.of_all, partial(_online.of_others, label=y)):
+    for reduction in (one_pass.row_exponentials, partial(one_pass.row_state, label=y)):
         text = str(jax.make_jaxpr(reduction)(x))
         assert text.count("reduce[") == 1
         assert "reduce_sum" not in text
@@ -117,12 +128,89 @@ def test_explicit_axes(spec):
     x = rows(8, 64)
     with jax.set_mesh(mesh):
         placed = jax.device_put(x, NamedSharding(mesh, spec))
-        maximum, _ = jax.jit(_online.of_all)(placed)
+        maximum, _ = jax.jit(lambda x: one_pass.row_exponentials(x)[::2])(placed)
         assert jax.typeof(maximum).sharding.spec == P("data")
         np.testing.assert_array_equal(maximum, np.asarray(x).max(-1))
 
 
-# --- the losses made with it ----------------------------------------------------------------------
+# --- which form a program gets --------------------------------------------------------------------
+
+
+def test_every_form_belongs_to_an_operation():
+    names = {operation._primitive.name for operation in OPERATIONS}
+    assert len(names) == 10
+    for module in (cpu, one_pass):
+        own = {
+            n for n, f in vars(module).items() if getattr(f, "__module__", "") == module.__name__
+        }
+        public = {n for n in own if not n.startswith("_") and n not in ("Part",)}
+        assert public <= names
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("row_state", "float32"),
+        ("row_state", "bfloat16"),
+        ("row_state_and_terms", "float32"),
+        ("row_state_and_terms", "float64"),
+    ],
+)
+def test_forms_agree(name, dtype, x64):
+    logits = rows().astype(dtype)
+    label = labels_of(logits).at[0].set(2**31 - 2)  # of another shard
+    found = [getattr(module, name)(logits, label) for module in (portable, cpu, one_pass)]
+    tolerance = 1e-12 if dtype == "float64" else 2e-6
+    for other in found[1:]:
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=tolerance), other, found[0])
+
+
+def lowered(function, *arrays, **options):
+    return jax.jit(function, **options).lower(*arrays).as_text()
+
+
+def test_the_lowering_picks_the_form():
+    """By the platform and by who runs the program, both unknown while it is traced."""
+    x, y = rows(16, 1024), labels_of(rows(16, 1024))
+    assert len(jax.make_jaxpr(state.row_state)(x, y).eqns) == 1
+    # One CPU takes the label by index.
+    assert "gather" in lowered(state.row_state, x, y)
+    # A program that is partitioned uses masks and reductions only.
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    placed = NamedSharding(mesh, P("data"))
+    partitioned = lowered(state.row_state, x, y, in_shardings=(placed, placed))
+    assert "gather" not in partitioned
+    assert "reduce" in partitioned
+    # Inside of shard_map, each device's program is its own.
+    inside = jax.shard_map(state.row_state, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    assert "gather" in lowered(inside, x, y)
+    # An accelerator reads the row once.
+    traced = jax.jit(state.row_state).trace(x, y)
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("stablehlo.reduce(") == 1
+    assert "gather" not in text
+
+
+def test_exported_for_several_platforms():
+    x, y = rows(4, 128), labels_of(rows(4, 128))
+    both = jax.export.export(jax.jit(state.row_state), platforms=("cpu", "tpu"))(x, y)
+    text = both.mlir_module()
+    assert "stablehlo.case" in text
+    np.testing.assert_allclose(both.call(x, y)[2], portable.row_state(x, y)[2], rtol=1e-6)
+
+
+def test_a_form_is_traced_with_the_precision_of_its_program():
+    """Also where it is lowered after the context that set it has ended."""
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 100)))
+        y = jnp.zeros(4, jnp.int32)
+        traced = jax.jit(state.row_state).trace(x, y)
+    compiled = traced.lower().compile()
+    with jax.enable_x64(True):
+        assert {part.dtype for part in compiled(x, y)} == {jnp.dtype("float64")}
+
+
+# --- the losses made with the one pass ------------------------------------------------------------
 
 OPTIONS = {
     "plain": {},
@@ -137,6 +225,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.exhaustive(every=3)
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_cross_entropy(on_an_accelerator, name, dtype):
@@ -147,7 +236,7 @@ def test_cross_entropy(on_an_accelerator, name, dtype):
     def loss(x):
         return jaxsoftmax.cross_entropy(x, y, **OPTIONS[name])
 
-    assert "reduce[" in str(jax.make_jaxpr(loss)(x))
+    assert "reduce(" in jax.jit(loss).lower(x).as_text()
     value, gradient = jax.jit(jax.value_and_grad(loss))(x)
     exact = np.asarray(x, np.float64)
     expected = oracles.cross_entropy(exact, y, **OPTIONS[name])
@@ -180,7 +269,7 @@ def test_the_gradient_is_the_closed_form_and_so_is_what_follows(on_an_accelerato
     np.testing.assert_allclose(each, oracles.cross_entropy(exact, y, reduction="none"), **FLOAT32)
 
 
-def test_nothing_is_absorbed(on_an_accelerator):
+def test_small_losses_are_not_rounded_to_zero(on_an_accelerator):
     for margin in (0.5, 10.0, 17.0, 20.0, 64.0, 80.0):
         row = np.zeros(600, np.float32)
         row[383] = margin
@@ -202,11 +291,7 @@ EXTREMES = {
 }
 
 
-@pytest.mark.parametrize("name", EXTREMES)
-def test_extremes_mean_what_they_mean_on_a_cpu(name, monkeypatch):
-    x = np.array(rows(4))
-    for label, value in EXTREMES[name].items():
-        x[:2, label] = value
+def test_extremes_as_on_a_cpu(monkeypatch):
     y = jnp.array([600, 0, 5, 700], jnp.int32)  # the last one is no class
 
     def everything(x):
@@ -217,12 +302,19 @@ def test_extremes_mean_what_they_mean_on_a_cpu(name, monkeypatch):
         found += [jax.grad(lambda x, f=f: f(x)[:3].sum())(x) for f in dense]
         return values, pull(jnp.ones(4))[0], found
 
+    cases = {name: np.array(rows(4)) for name in EXTREMES}
+    for name, x in cases.items():
+        for label, value in EXTREMES[name].items():
+            x[:2, label] = value
     jax.clear_caches()
-    expected = everything(jnp.asarray(x))
+    on_a_cpu = jax.jit(everything)
+    expected = {name: on_a_cpu(x) for name, x in cases.items()}
     switch_forms(monkeypatch)
-    got = everything(jnp.asarray(x))
+    elsewhere = jax.jit(lambda x: everything(x))
+    for name, x in cases.items():
+        compare = partial(np.testing.assert_allclose, **FLOAT32, err_msg=name)
+        jax.tree.map(compare, elsewhere(x), expected[name])
     jax.clear_caches()
-    jax.tree.map(partial(np.testing.assert_allclose, **FLOAT32), got, expected)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -260,7 +352,7 @@ def test_the_linear_loss(on_an_accelerator):
     np.testing.assert_allclose(gradients[1], exact[0].T @ delta, rtol=1e-5, atol=1e-6)
 
 
-def test_shards_meet(on_an_accelerator):
+def test_merged_shards(on_an_accelerator):
     mesh = jax.make_mesh((4,), ("model",), axis_types=(AxisType.Auto,))
     x, y = rows(), labels_of(rows())
 

@@ -1,0 +1,271 @@
+"""The examples of a batch: brought to one form before any logit is looked at, reduced at the end.
+
+One form is: classes last, labels apart by kind, ignored rows zeroed. Nothing further down knows of
+`ignore_index` or of a mask over examples. What only values can tell is decided here, too: which
+examples count, and labels outside [0, C) with their `debug_checks`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.experimental import checkify
+from jaxtyping import Bool, Float
+
+from jaxsoftmax._arguments import Arrays
+from jaxsoftmax._options import LossOptions
+from jaxsoftmax._row.losses import RowLosses
+from jaxsoftmax._row.targets import ClassLabels, Labels, SoftLabels, weight_of_label
+from jaxsoftmax._xla import mesh
+from jaxsoftmax._xla.dtypes import Index, PerRow, Size, accumulator
+from jaxsoftmax._xla.masks import keep, spread
+
+debug_checks = jax.make_user_context(False)
+debug_checks.__doc__ = """Context in which labels are checked by value, under checkify.
+
+`with jaxsoftmax.debug_checks(True): error, loss = checkify.checkify(f)(...)` makes a label
+outside [0, C) an error that names it, instead of the NaN that the loss is without.
+"""
+
+
+class LossStatistics(NamedTuple):
+    """What a loss knows besides its value (a pytree; `return_statistics=True` returns it).
+
+    All are of p = softmax(soft_cap(logits) / temperature), without smoothing or weights, and 0 on
+    ignored examples. The first three are float32 (float64 for float64 logits), differentiable.
+    """
+
+    log_prob: PerRow  # log p_y of the label y; Σ_c y_c log p_c for soft labels
+    logsumexp: PerRow  # log Σ_c exp(x_c)
+    entropy: PerRow  # −Σ_c p_c log p_c
+    predicted: Index  # argmax_c x_c, the first of several
+    weight_sum: Float[Array, ""]  # the divisor of the mean that labels and weights imply
+
+
+jax.export.register_namedtuple_serialization(
+    LossStatistics, serialized_name="jaxsoftmax.LossStatistics"
+)
+
+Loss = Array | tuple[Array, LossStatistics]
+
+
+class Examples(NamedTuple):
+    """A batch in the one form."""
+
+    inputs: Float[Array, "... K"]  # logits or hidden; ignored rows are 0: no NaN goes further
+    labels: Labels  # indices are int32, of this shard
+    weights: PerRow | None  # 0 on ignored examples
+    ignored: Bool[Array, "..."] | None
+
+
+def of_logits(logits: PerRow, arrays: Arrays, axis: int, options: LossOptions) -> Examples:
+    """Classes to the last axis, both kinds of labels apart, ignored rows zeroed."""
+    dtype = accumulator(logits.dtype)
+    labels: Labels = ClassLabels(_comparable(arrays.labels))
+    if arrays.labels.ndim == logits.ndim:
+        labels = SoftLabels(jnp.moveaxis(arrays.labels, axis, -1).astype(dtype))
+    logits = jnp.moveaxis(logits, axis, -1)
+
+    def broken() -> Array:
+        """A NaN or +inf in the row; -inf is a class that does not exist."""
+        return ~(jnp.max(logits, axis=-1) < jnp.inf)
+
+    given = Examples(logits, labels, arrays.example_weights, None)
+    examples = _settle(given, broken, dtype, logits.shape[-1], options)
+    if examples.ignored is None or isinstance(examples.labels, ClassLabels):
+        return examples
+    soft = examples.labels.weights
+    return examples._replace(labels=SoftLabels(keep(soft, spread(~examples.ignored, soft))))
+
+
+def of_hidden(
+    hidden: Float[Array, "... D"],
+    arrays: Arrays,
+    classes: Size,
+    dtype: np.dtype,
+    options: LossOptions,
+) -> Examples:
+    """The same where the logits do not exist: examples in one axis, hidden in place of logits.
+
+    Soft labels keep their dtype and their ignored rows: a copy of them would be as large as the
+    logits.
+    """
+    labels: Labels = ClassLabels(_comparable(arrays.labels).reshape(-1))
+    if arrays.labels.ndim == hidden.ndim:
+        labels = SoftLabels(arrays.labels.reshape(-1, classes))
+    hidden = hidden.reshape(-1, hidden.shape[-1])
+    weights = arrays.example_weights
+    if weights is not None:
+        weights = weights.reshape(-1)
+
+    def broken() -> Array:
+        return ~jnp.all(jnp.isfinite(hidden), axis=-1)
+
+    return _settle(Examples(hidden, labels, weights, None), broken, dtype, classes, options)
+
+
+def of_entries(logits: Array, labels: Array, example_weights: Array | None) -> Examples:
+    """The same for losses that have no class axis: every entry is an example."""
+    dtype = accumulator(logits.dtype)
+    y = labels.astype(dtype)
+    y = keep(y, (y >= 0.0) & (y <= 1.0), jnp.nan)
+
+    def broken() -> Array:
+        return ~jnp.isfinite(logits) | jnp.isnan(y)
+
+    weights, ignored = _effective(example_weights, None, broken, dtype)
+    if ignored is not None:
+        logits, y = keep(logits, ~ignored), keep(y, ~ignored)
+    return Examples(logits, SoftLabels(y), weights, ignored)
+
+
+def _settle(
+    given: Examples,
+    broken_inputs: Callable[[], Array],
+    dtype: np.dtype,
+    classes: Size,
+    options: LossOptions,
+) -> Examples:
+    """Which examples count and how much; the inputs and labels of the others zeroed."""
+    inputs, labels, weights, ignored = given
+
+    def broken() -> Array:
+        """Which examples hold something that no loss can be computed from."""
+        found = broken_inputs()
+        if isinstance(labels, ClassLabels):
+            found |= ~_is_valid(labels.classes, classes * mesh.shards(options.axis_name))
+        elif jnp.issubdtype(labels.weights.dtype, jnp.floating):
+            found |= ~jnp.all(jnp.isfinite(labels.weights), axis=-1)
+        return mesh.anywhere(found, options.axis_name)
+
+    if isinstance(labels, ClassLabels) and options.ignore_index is not None:
+        ignored = _is_index(labels.classes, options.ignore_index)
+    weights, ignored = _effective(weights, ignored, broken, dtype)
+    if ignored is not None:
+        inputs = keep(inputs, spread(~ignored, inputs))
+    if isinstance(labels, ClassLabels):
+        index = labels.classes if ignored is None else keep(labels.classes, ~ignored)
+        labels = ClassLabels(_checked_label(index, classes, options))
+    return Examples(inputs, labels, weights, ignored)
+
+
+def _effective(
+    weights: Array | None, ignored: Array | None, broken: Callable[[], Array], dtype: np.dtype
+) -> tuple[Array | None, Array | None]:
+    """Weights that are 0 on every ignored example, and which those are.
+
+    A real weight of 0 does not make an example ignored, since the gradient of the weight is the
+    example's loss; where that loss is no number, it does.
+    """
+    if weights is not None:
+        off = ~weights if weights.dtype == jnp.bool_ else (weights == 0) & broken()
+        ignored = off if ignored is None else ignored | off
+        weights = weights.astype(dtype)
+    if ignored is not None:
+        weights = lax.full_like(ignored, 1, dtype) if weights is None else weights
+        weights = keep(weights, ~ignored)
+    return weights, ignored
+
+
+# --- labels ---------------------------------------------------------------------------------------
+
+
+def _checked_label(label: Index, classes: Size, options: LossOptions) -> Array:
+    """Labels as int32 of this shard of so many classes, NOWHERE for all outside [0, C)."""
+    everywhere = classes * mesh.shards(options.axis_name)
+    valid = _is_valid(label, everywhere)
+    if debug_checks.value:
+        first = jnp.argmax(~valid) if label.size else 0
+        checkify.check(
+            jnp.all(valid),
+            "labels must be in [0, C) with C = {classes}, got {value}",
+            classes=jnp.int32(everywhere),
+            value=label.reshape(-1)[first] if label.size else jnp.int32(0),
+        )
+    return mesh.to_local(label, valid, classes, options.axis_name)
+
+
+def _is_index(label: Array, index: int) -> Array:
+    """label == index, also for an index that the label's dtype cannot hold."""
+    if jnp.iinfo(label.dtype).min <= index <= jnp.iinfo(label.dtype).max:
+        return label == jnp.asarray(index, label.dtype)
+    return lax.full_like(label, False, jnp.bool_)
+
+
+def _is_valid(label: Array, classes: Size) -> Array:
+    return (label >= 0) & (label < classes)
+
+
+def _comparable(label: Array) -> Array:
+    """An int8 cannot be compared with 1000 classes."""
+    return label.astype(jnp.int32) if label.dtype.itemsize < 4 else label
+
+
+# --- reduction ------------------------------------------------------------------------------------
+
+
+def reduced(rows: RowLosses, examples: Examples, arrays: Arrays, options: LossOptions) -> Loss:
+    """The losses of the rows as one number, with the statistics where they are asked for."""
+    losses = rows.loss
+    divisor = divisor_of(examples, arrays, losses.shape, losses.dtype, options)
+    if examples.weights is not None:
+        losses = examples.weights * counted(losses, examples.weights)
+    if options.reduction != "none":
+        losses = divided(jnp.sum(losses), divisor, arrays, options)
+    if not options.return_statistics:
+        return losses
+
+    def keep_counted(values: Array | None) -> Array:
+        assert values is not None
+        if examples.ignored is None:
+            return values
+        return lax.select(examples.ignored, lax.full_like(values, 0), values)
+
+    known = (rows.log_prob, rows.logsumexp, rows.entropy, rows.predicted)
+    log_prob, log_z, entropy, predicted = map(keep_counted, known)
+    return losses, LossStatistics(log_prob, log_z, entropy, predicted, divisor)
+
+
+def counted(losses: PerRow, weights: PerRow) -> PerRow:
+    """The losses with 0 for what a weight of 0 cannot hide: infinity, and NaN."""
+    return keep(losses, (weights != 0.0) | lax.is_finite(losses))
+
+
+def divisor_of(
+    examples: Examples,
+    arrays: Arrays,
+    shape: tuple[Size, ...],
+    dtype: np.dtype,
+    options: LossOptions,
+) -> Float[Array, ""]:
+    """What the mean divides by, known before any logit is.
+
+    Σ label_weights · weights; the number of examples without them.
+    """
+    weights = examples.weights
+    if arrays.class_weights is not None and isinstance(examples.labels, ClassLabels):
+        wide = arrays.class_weights.astype(dtype)
+        of_label = weight_of_label(wide, examples.labels.classes, options.axis_name)
+        weights = of_label if weights is None else weights * of_label
+    if weights is None:
+        return jnp.asarray(math.prod(shape), dtype)
+    return jnp.sum(weights)
+
+
+def divided(
+    total: Float[Array, ""], divisor: Float[Array, ""], arrays: Arrays, options: LossOptions
+) -> Float[Array, ""]:
+    """The sum, or the chapter's 1/N Σ; a divisor of 0 gives 0 and gradient 0."""
+    if options.reduction == "sum":
+        return total
+    if arrays.denominator is not None:
+        divisor = arrays.denominator.astype(total.dtype)
+    counts = divisor != 0.0
+    return keep(total / keep(divisor, counts, 1.0), counts)

@@ -1,0 +1,99 @@
+"""Options that act on the target: what each row is compared with.
+
+The loss of a row is  share · (−log p_pivot) + Σ_c coefficients_c · (−log p_c),  with
+
+    integer label y: pivot = y          share = (1−ε) w_y   coefficients_c = ε w_c / C
+    soft labels y:   pivot = argmax x   share = None        coefficients_c = w_c ((1−ε) y_c + ε/C)
+
+where w are the class weights (1 if None), ε the label smoothing and C the number of classes that
+exist in the row; for integer labels without smoothing the coefficients are None. Smoothing gives
+nothing to a class that does not exist.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from jaxsoftmax._options import LossOptions
+from jaxsoftmax._row.state import largest_class
+from jaxsoftmax._xla import mesh
+from jaxsoftmax._xla.dtypes import ClassWeights, Index, PerClass, PerRow, accumulator
+from jaxsoftmax._xla.masks import keep, spread
+from jaxsoftmax._xla.mesh import AxisName
+
+
+class ClassLabels(NamedTuple):
+    """One class for each row."""
+
+    classes: Index  # indices into this shard, see `_xla.mesh`
+
+
+class SoftLabels(NamedTuple):
+    """One distribution over the classes for each row, one-hot or soft."""
+
+    weights: PerClass
+
+
+Labels = ClassLabels | SoftLabels
+
+
+class Targets(NamedTuple):
+    """Both kinds of labels, smoothed and weighted."""
+
+    pivot: Index
+    share: PerRow | float | None
+    coefficients: PerClass | None
+
+
+def make(
+    logits: PerClass, labels: Labels, class_weights: ClassWeights, options: LossOptions
+) -> Targets:
+    """Targets of whichever kind of label there is; no one-hot array is built."""
+    mesh_axis, smoothing = options.axis_name, options.label_smoothing
+    if class_weights is not None:
+        class_weights = class_weights.astype(accumulator(logits.dtype))
+    uniform = _uniform(logits, smoothing, mesh_axis) if smoothing else None
+    if isinstance(labels, SoftLabels):
+        coefficients = labels.weights
+        if uniform is not None:
+            coefficients = (1.0 - smoothing) * coefficients + uniform
+        pivot = largest_class(logits, mesh_axis)
+        return Targets(pivot, None, _weighted(coefficients, class_weights))
+    share: Array | float = 1.0 - smoothing
+    if class_weights is not None:
+        share = share * weight_of_label(class_weights, labels.classes, mesh_axis)
+    if uniform is not None:
+        uniform = _weighted(uniform, class_weights)
+    return Targets(labels.classes, share, uniform)
+
+
+def of_binary(label: Array, pos_weight: Array | None, smoothing: float) -> tuple[Array, Array]:
+    """The coefficients of −log σ(x) and of −log σ(−x)."""
+    positive = (1.0 - smoothing) * label + smoothing / 2 if smoothing else label
+    weighted = positive if pos_weight is None else positive * pos_weight.astype(label.dtype)
+    return weighted, 1.0 - positive
+
+
+def weight_of_label(class_weights: Float[Array, "C"], label: Index, mesh_axis: AxisName) -> PerRow:
+    """w_y of each row, NaN for a label that is none of the classes."""
+    classes = class_weights.shape[0]
+    weights = jnp.take(class_weights, jnp.minimum(label, classes - 1), axis=0)
+    return mesh.from_owner(weights, label, classes, mesh_axis)
+
+
+def _uniform(logits: Array, smoothing: float, mesh_axis: AxisName) -> Array:
+    """ε/C on the classes that exist, 0 on the others."""
+    exists = logits != -jnp.inf
+    count = mesh.over_classes(exists.astype(accumulator(logits.dtype)), mesh_axis)
+    return keep(spread(smoothing / jnp.maximum(count, 1.0), logits), exists)
+
+
+def _weighted(coefficients: Array, class_weights: Array | None) -> Array:
+    if class_weights is None:
+        return coefficients
+    shape = (1,) * (coefficients.ndim - 1) + class_weights.shape
+    return coefficients * class_weights.reshape(shape)

@@ -1,0 +1,182 @@
+"""Rows of logits as XLA:CPU runs them fastest, in a program that it runs by itself.
+
+XLA:CPU fuses no index mask into a reduction: it writes the masked logits to memory first. So the
+label's entry is gathered, maxima are of blocks of which only the label's is read again, and the
+label's term is subtracted from a sum over all classes. Each form names what it saves. When the
+compiler no longer needs them, this file can be deleted.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxsoftmax._xla import portable
+from jaxsoftmax._xla.dtypes import Size, accumulator, finite, widen, widen_apart
+from jaxsoftmax._xla.masks import is_class, keep
+from jaxsoftmax._xla.products import over_matrices, product
+
+_FEWEST_CLASSES = 64  # below this a mask costs nothing
+# The label's block is read into an array of its own, C/16 numbers a row beside 16 maxima. Where a
+# gradient of C numbers a row is computed as well, the block uses its memory.
+_BLOCKS = 16
+_LONGEST_ROW = 32768
+_SMALLEST_BAND = 32
+
+
+def row_state(logits: Array, label: Array) -> tuple[Array, Array, Array]:
+    """As `portable.row_state`."""
+    label_logit, maximum = entry(logits, label), widen(_maximum_of_others(logits, label))
+    total = _sum_of_exponentials(logits, finite(maximum))
+    others = portable.without_label(total, label_logit, maximum, label, logits.shape[-1])
+    return label_logit, maximum, others
+
+
+def row_state_and_terms(logits: Array, label: Array) -> tuple[Array, Array, Array, Array]:
+    """As `portable.row_state_and_terms`: the sum is that of the terms.
+
+    Beside a gradient XLA:CPU writes the terms to memory, to overwrite them with the gradient. They
+    are summed before the label is masked (JAX 0.12, 1024 x 32000: 104 ms, masked first 145).
+    """
+    label_logit, maximum = entry(logits, label), widen(_maximum_of_others(logits, label))
+    terms = portable.exponentials(logits, finite(maximum))
+    total = jnp.sum(terms, axis=-1)
+    others = portable.without_label(total, label_logit, maximum, label, logits.shape[-1])
+    return label_logit, maximum, others, keep(terms, ~is_class(logits, label))
+
+
+def row_state_of_largest(logits: Array) -> tuple[Array, Array, Array]:
+    """As `portable.row_state_of_largest`."""
+    return row_state(logits, largest_class(logits))
+
+
+def row_exponentials(logits: Array) -> tuple[Array, Array, Array]:
+    """As `portable.row_exponentials`: float32 terms are written once, summed, divided in place."""
+    maximum = widen(jnp.max(logits, axis=-1))
+    if logits.dtype == accumulator(logits.dtype):
+        terms = portable.exponentials(logits, finite(maximum))
+        return maximum, terms, jnp.sum(terms, axis=-1)
+    total = _sum_of_exponentials(logits, finite(maximum))
+    return maximum, portable.exponentials(widen_apart(logits), finite(maximum)), total
+
+
+def largest_class(logits: Array) -> Array:
+    """As `portable.largest_class`, in the block that holds it."""
+    length = _block_length(logits.shape[-1])
+    if length is None:
+        return portable.largest_class(logits)
+    blocks, maxima = _blocks(logits, length)
+    home = portable.largest_class(maxima)
+    return home * length + portable.largest_class(_take_block(blocks, home))
+
+
+def entry(logits: Array, label: Array) -> Array:
+    """As `portable.entry`, by index."""
+    home = jnp.minimum(label, logits.shape[-1] - 1)[..., None]
+    found = _gather(logits, home, logits.ndim - 1)[..., 0]
+    return keep(widen(found), label < logits.shape[-1])
+
+
+# --- parts of these -------------------------------------------------------------------------------
+
+
+def _maximum_of_others(logits: Array, label: Array) -> Array:
+    """By blocks (JAX 0.10.2, 1024 x 32000 float32: 2.3 ms, by a mask 33 ms and a copy)."""
+    length = _block_length(logits.shape[-1])
+    if length is None:
+        return portable.maximum_of_others(logits, label)
+    blocks, maxima = _blocks(logits, length)
+    home = jnp.minimum(lax.div(label, jnp.int32(length)), maxima.shape[-1] - 1)
+    elsewhere = portable.maximum_of_others(maxima, home)
+    at_home = portable.maximum_of_others(_take_block(blocks, home), label - home * length)
+    return jnp.maximum(elsewhere, at_home)
+
+
+def _block_length(classes: Size) -> int | None:
+    """The divisor of C that makes nearest to `_BLOCKS` blocks of a row; None without one."""
+    if not isinstance(classes, int) or classes < _FEWEST_CLASSES:  # or a symbolic dimension
+        return None
+    lengths = [b for b in range(16, classes // 2 + 1) if classes % b == 0]
+    return min(lengths, key=lambda b: abs(math.log(b * _BLOCKS / classes)), default=None)
+
+
+def _blocks(logits: Array, length: int) -> tuple[Array, Array]:
+    """The row as blocks [..., B, C/B], and the maximum of each."""
+    blocks = logits.reshape(*logits.shape[:-1], logits.shape[-1] // length, length)
+    return blocks, jnp.max(blocks, axis=-1)
+
+
+def _take_block(blocks: Array, home: Array) -> Array:
+    return _gather(blocks, home[..., None, None], blocks.ndim - 2)[..., 0, :]
+
+
+def _gather(x: Array, index: Array, axis: int) -> Array:
+    return jnp.take_along_axis(x, index, axis=axis, mode="promise_in_bounds")
+
+
+def _sum_of_exponentials(logits: Array, maximum: Array) -> Array:
+    """Σ_j min(exp(x_j − m), 1), of long rows by shorter ones whose sums are added.
+
+    XLA:CPU's exp-sum falls off a cliff beyond 32768 classes (JAX 0.10.2, 512 x 131072 float32:
+    230 ms, as 2048 rows of 32768 thirty); only rows of a two-dimensional array help. The barrier
+    keeps the reshape before the upcast: after it, it costs a copy (bfloat16: 98 ms, not 20).
+    """
+    pieces = _pieces(logits.shape[-1])
+    if pieces == 1:
+        return portable.sum_of_exponentials(logits, maximum)
+    maxima = jnp.broadcast_to(maximum[..., None], (*maximum.shape, pieces))
+    rows = lax.optimization_barrier(logits.reshape(-1, logits.shape[-1] // pieces))
+    sums = portable.sum_of_exponentials(rows, maxima.reshape(-1))
+    return jnp.sum(sums.reshape(maxima.shape), axis=-1)
+
+
+def _pieces(classes: Size) -> int:
+    """Into how many rows of at most `_LONGEST_ROW` a row is cut; 1 where no number divides it."""
+    if not isinstance(classes, int):  # a symbolic dimension
+        return 1
+    fewest = -(-classes // _LONGEST_ROW)
+    return next((n for n in range(fewest, 4 * fewest) if classes % n == 0), 1)
+
+
+# --- loops over chunks of tokens ------------------------------------------------------------------
+
+
+@over_matrices
+def add_product(total: Array, hidden: Array, delta: Array, *, feature_axis: int) -> Array:
+    """As `portable.add_product`, some features at a time.
+
+    XLA:CPU writes the product to memory before it adds it: as much again as the accumulator
+    (JAX 0.10.2, 8192 x 2304 x 256000: 2.2 GiB). A loop, since bands in a row are all computed
+    before the first is added.
+
+    Nor can XLA:CPU execute a bfloat16 product whose operands are both contracted over their rows,
+    and folds transposes into it to that effect: hidden is transposed before the loop (of two
+    steps at least, since a loop of one is dissolved), the product behind a barrier.
+    """
+    tokens, features = hidden.shape
+    if features == 1:
+        wide = (x.astype(total.dtype) for x in (hidden, delta))
+        return portable.add_product(total, *wide, feature_axis=feature_axis)
+    known = tokens if isinstance(tokens, int) else 0  # or a symbolic dimension
+    band = min(max(known // 4, _SMALLEST_BAND), -(-features // 2))
+    by_feature = hidden.T  # [D, n]
+
+    def add(k: Array, total: Array) -> Array:
+        # The last band may reach back into the one before it: it adds 0 there.
+        start = jnp.minimum(k * band, features - band)
+        new = start + jnp.arange(band) >= k * band
+        part = lax.dynamic_slice_in_dim(by_feature, start, band)
+        part = jnp.where(new[:, None], part, 0).astype(part.dtype)
+        added = product(part, delta, (1, 0)).astype(total.dtype)  # [band, V]
+        added = lax.optimization_barrier(added).T if feature_axis else added
+        added = lax.dynamic_slice_in_dim(total, start, band, feature_axis) + added
+        return lax.dynamic_update_slice_in_dim(total, added, start, feature_axis)
+
+    return lax.fori_loop(0, -(-features // band), add, total)
+
+
+def always(i: Array) -> Array:
+    """As `portable.always`, not found out by the compiler."""
+    return i >= 0

@@ -1,0 +1,120 @@
+"""Rows of logits by masks and reductions: the definition of each operation.
+
+Any compiler takes these, any partitioner splits them along any axis, and JAX names the sharding of
+each result. A row is taken in two passes: its maximum, then a sum of exponentials relative to it.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxsoftmax._xla.dtypes import finite, widen
+from jaxsoftmax._xla.masks import is_class, keep, spread
+from jaxsoftmax._xla.products import over_matrices, product
+
+
+def row_state(logits: Array, label: Array) -> tuple[Array, Array, Array]:
+    """x_k of the label k, 0 where it is none of these classes; m and Σ exp(x_j − m) of the others.
+
+    A class that does not exist adds nothing, and of those at +inf each adds 1.
+    """
+    label_logit = entry(logits, label)
+    maximum = widen(maximum_of_others(logits, label))
+    total = sum_of_exponentials(logits, finite(maximum))
+    return label_logit, maximum, without_label(total, label_logit, maximum, label, logits.shape[-1])
+
+
+def row_state_and_terms(logits: Array, label: Array) -> tuple[Array, Array, Array, Array]:
+    """The state, and the terms exp(x_j − m) of its sum."""
+    state = row_state(logits, label)
+    return *state, shared_terms(logits, label, state[1])
+
+
+def row_terms(logits: Array, label: Array, maximum: Array) -> Array:
+    """min(exp(x_j − m), 1) for the other classes, 0 for the label.
+
+    In a pass of its own, of which no sum shares anything.
+    """
+    # The barrier and −m keep XLA:CPU from sharing terms, or a broadcast of m, through memory.
+    x = widen(lax.optimization_barrier(logits))
+    below = jnp.minimum(x + (-finite(maximum))[..., None], 0.0)
+    return jnp.exp(keep(below, ~is_class(logits, label), -jnp.inf))
+
+
+def row_state_of_largest(logits: Array) -> tuple[Array, Array, Array]:
+    """The state of each row with its largest class for the label."""
+    return row_state(logits, largest_class(logits))
+
+
+def row_exponentials(logits: Array) -> tuple[Array, Array, Array]:
+    """m, exp(x_j − m) and Σ_j exp(x_j − m) over all classes, m their maximum."""
+    maximum = widen(jnp.max(logits, axis=-1))
+    total = sum_of_exponentials(logits, finite(maximum))
+    return maximum, exponentials(widen(logits), finite(maximum)), total
+
+
+def largest_class(logits: Array) -> Array:
+    """The first class with the largest logit, int32; that of a NaN if there is one."""
+    return lax.argmax(logits, logits.ndim - 1, jnp.int32)
+
+
+def entry(logits: Array, label: Array) -> Array:
+    """x_k in the accumulator's dtype, 0 where the label is none of these classes."""
+    return widen(jnp.sum(keep(logits, is_class(logits, label)), axis=-1))
+
+
+def place(values: Array, label: Array, like: Array) -> Array:
+    """The values at their labels, 0 at the other classes; [..., C] as `like` is."""
+    here = is_class(like, label)
+    return lax.select(here, spread(values, like), lax.full_like(like, 0, values.dtype))
+
+
+@over_matrices
+def add_product(total: Array, hidden: Array, delta: Array, *, feature_axis: int) -> Array:
+    """total + hiddenᵀ delta, the total being [D, V], or [V, D] where the features are axis 1."""
+    factors = (delta, hidden) if feature_axis else (hidden, delta)
+    return total + product(*factors, (0, 0)).astype(total.dtype)
+
+
+def always(i: Array) -> Array:
+    """True."""
+    return i == i
+
+
+# --- parts of these -------------------------------------------------------------------------------
+
+
+def maximum_of_others(logits: Array, label: Array) -> Array:
+    """max over j != label of x_j, -inf where there is no other class."""
+    return jnp.max(keep(logits, ~is_class(logits, label), -jnp.inf), axis=-1)
+
+
+def sum_of_exponentials(logits: Array, maximum: Array) -> Array:
+    """Σ_j min(exp(x_j − m), 1)."""
+    # min(exp(·), 1) and exp(min(·, 0)) are the same; XLA:CPU has a loop of its own for exp(x − m)
+    # (JAX 0.12, 1024 x 32000 float32: 8.5 ms, against 11).
+    return jnp.sum(jnp.minimum(jnp.exp(widen(logits) - maximum[..., None]), 1.0), axis=-1)
+
+
+def exponentials(logits: Array, maximum: Array) -> Array:
+    """min(exp(x_j − m), 1) of logits in the accumulator's dtype."""
+    # −0.0: a broadcast 0.0 that the gradient's pass needs too is written to memory by XLA:CPU.
+    return jnp.exp(jnp.minimum(logits - maximum[..., None], -0.0))
+
+
+def shared_terms(logits: Array, label: Array, maximum: Array) -> Array:
+    """`row_terms` as one array for several uses."""
+    return keep(exponentials(logits, finite(maximum)), ~is_class(logits, label))
+
+
+def without_label(
+    total: Array, label_logit: Array, maximum: Array, label: Array, classes: int
+) -> Array:
+    """The sum over all classes less the label's own term.
+
+    A mask inside the sum would cost XLA:CPU a copy of the logits. Nothing is lost by subtracting:
+    where the label is the largest its term is exactly 1, and the others sum to at least 1.
+    """
+    of_label = jnp.minimum(jnp.exp(label_logit - finite(maximum)), 1.0)
+    return total - keep(of_label, label < classes)
