@@ -32,7 +32,7 @@ OPENING = "|".join(["&#x00028;", "&#x0005B;", "&#x0003D;", "&#x0002C;"])  # ( [ 
 def mathml(latex: str, display: str) -> str:
     """One formula, "inline" or as a "block"."""
     written = convert(latex, display=display)
-    # A function's name is an identifier with room after it, not an operator between two others.
+    # A function's name is an identifier with space after it, not an operator between two others.
     written = re.sub(r"<mo>([A-Za-z]{2,})</mo>", r"<mi>\1</mi>", written)
     written = re.sub(r"(<mi>(?:log|exp)</mi>)(?!<mo)", r'\1<mspace width="0.17em"/>', written)
     # A minus after an opening bracket or a relation is a sign, and a slash stands close.
