@@ -75,7 +75,7 @@ def device() -> Device:
     """What programs traced now are for."""
     if compiling_for.value is not None:
         return compiling_for.value
-    default = jax.config.jax_default_device or jax.devices()[0]
+    default = jax.config.jax_default_device or jax.devices()[0]  # type: ignore[attr-defined, unused-ignore]
     if isinstance(default, str):
         default = jax.devices(default)[0]
     return Device(default.platform, default.device_kind)

@@ -126,7 +126,8 @@ def _lower(
     types: Sequence[Any] = ctx.avals_in
     # The form is traced now, perhaps outside of the context in which x64 was on.
     wide = any(jnp.dtype(t.dtype).itemsize == 8 for t in types)
-    with jax.enable_x64(wide or jax.config.jax_enable_x64):
+    in_x64: bool = jax.config.jax_enable_x64  # type: ignore[attr-defined, unused-ignore]
+    with jax.enable_x64(wide or in_x64):
         lowered = mlir.lower_fun(lambda *arrays: _tuple(form(*arrays, **static)))
         return lowered(ctx, *operands)
 

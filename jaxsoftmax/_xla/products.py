@@ -19,7 +19,7 @@ def product(a: Array, b: Array, contract: tuple[int, int]) -> Array:
     hardware would rather take bfloat16 or TF32, unless the user set JAX's own precision.
     """
     dtype = promoted(a.dtype, b.dtype)
-    set_by_user = jax.config.jax_default_matmul_precision
+    set_by_user = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined, unused-ignore]
     full = set_by_user is None and dtype == "float32"
     return lax.dot_general(
         a.astype(dtype),
