@@ -1,10 +1,11 @@
 """The collectives of a compiled program and their bytes, from the text of the optimised HLO.
 
-A collective in a loop is counted once per iteration. Of the branches of a conditional, the one that
-sends the most bytes is counted. `payload` is the size of the array on one device that an all-reduce
-reduces, an all-gather returns or a reduce-scatter takes. `sent` is the number of bytes that one
-device sends with ring algorithms: 2 (n − 1)/n of the payload for an all-reduce, all of it for a
-permute, (n − 1)/n for the others.
+A collective in a loop is counted once per iteration. An asynchronous one that XLA:TPU spreads over
+several fusions stands in each of them, and is counted once. Of the branches of a conditional, the
+one that sends the most bytes is counted. `payload` is the size of the array on one device that an
+all-reduce reduces, an all-gather returns or a reduce-scatter takes. `sent` is the number of bytes
+that one device sends with ring algorithms: 2 (n − 1)/n of the payload for an all-reduce, all of it
+for a permute, (n − 1)/n for the others.
 
     python -m benchmarks.collectives FILE      the HLO text of a program, or - for standard input
 """
@@ -30,7 +31,10 @@ _CALLED = re.compile(
     r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
 )
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_CONSTANT = re.compile(r"[su]32\[\]\S* constant\((\d+)\)")
+_INDEX = re.compile(r" get-tuple-element\(.*index=(\d+)")
 _TRIPS = re.compile(r'known_trip_count"?[:=]\s*\{"?n"?[:=]\s*"?(\d+)')
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 # JAX 0.12: mesh['x'=8] {'x'} is a whole mesh axis, {'x':(2)4} a part of it with 4 devices.
 _MESH_GROUPS = re.compile(r"replica_groups=mesh\[(.*?)\]\s*\{([^}]*)\}")
@@ -65,6 +69,7 @@ class Total(NamedTuple):
 
 
 class _Instruction(NamedTuple):
+    name: str
     operation: str
     result: str  # its type
     text: str
@@ -96,8 +101,9 @@ def totals(hlo: str, devices: int) -> dict[str, Total]:
 def loop_trips(hlo: str) -> list[int]:
     """The known trip counts of the loops of a module."""
     computations, _ = _parse(hlo)
-    loops = (i for body in computations.values() for i in body if i.operation == "while")
-    return [trips for loop in loops if (trips := _trips(computations, loop)) is not None]
+    loops = ((i, body) for body in computations.values() for i in body if i.operation == "while")
+    found = (_trips(computations, loop, body) for loop, body in loops)
+    return [trips for trips in found if trips is not None]
 
 
 # --- reading the text -----------------------------------------------------------------------------
@@ -112,7 +118,7 @@ def _parse(hlo: str) -> tuple[dict[str, list[_Instruction]], str]:
             found = _OPERATION.search(instruction[2])
             if found:
                 result = instruction[2][: found.start()]
-                current.append(_Instruction(found[1], result, instruction[2]))
+                current.append(_Instruction(instruction[1], found[1], result, instruction[2]))
             continue
         opening = _COMPUTATION.match(line)
         if opening and not line.startswith("HloModule"):
@@ -129,6 +135,7 @@ def _walk(
     unknown: bool,
     devices: int,
 ) -> Iterator[Collective]:
+    spanning: set[tuple[str, ...]] = set()  # channels of asynchronous collectives seen in fusions
     for instruction in computations.get(name, ()):
         kind = instruction.operation.removesuffix("-start")
         if kind in KINDS:
@@ -139,9 +146,14 @@ def _walk(
         # An asynchronous call is counted at its start; its update and its end repeat its name.
         if instruction.operation in ("async-update", "async-done"):
             continue
+        if instruction.operation == "fusion":
+            channels = _channels(computations, instruction)
+            if channels and channels <= spanning:
+                continue
+            spanning |= channels
         inside = [
-            list(_walk(computations, name, times * runs, unknown or not known, devices))
-            for name, runs, known in _calls(computations, instruction)
+            list(_walk(computations, called, times * runs, unknown or not known, devices))
+            for called, runs, known in _calls(computations, instruction, computations[name])
         ]
         if instruction.operation == "conditional":
             inside = [max(inside, key=_all_sent, default=[])]
@@ -149,16 +161,27 @@ def _walk(
             yield from collectives
 
 
+def _channels(
+    computations: dict[str, list[_Instruction]], fusion: _Instruction
+) -> set[tuple[str, ...]]:
+    """Kind and channel of each collective in a fusion."""
+    inside = [i for name in _CALLED.findall(fusion.text) for i in computations.get(name, ())]
+    kinds = [(i.operation.removesuffix("-start"), _CHANNEL.search(i.text)) for i in inside]
+    return {(kind, channel[1]) for kind, channel in kinds if kind in KINDS and channel}
+
+
 def _all_sent(collectives: list[Collective]) -> int:
     return sum(c.sent_bytes for c in collectives)
 
 
 def _calls(
-    computations: dict[str, list[_Instruction]], instruction: _Instruction
+    computations: dict[str, list[_Instruction]],
+    instruction: _Instruction,
+    around: list[_Instruction],
 ) -> Iterator[tuple[str, int, bool]]:
     """Names of the called computations, how often each runs, and whether that is known."""
     loop = instruction.operation == "while"
-    trips = _trips(computations, instruction) if loop else 1
+    trips = _trips(computations, instruction, around) if loop else 1
     names = _CALLED.findall(instruction.text)
     for branches in _BRANCHES.findall(instruction.text):
         names += [name.strip().lstrip("%") for name in branches.split(",")]
@@ -166,16 +189,55 @@ def _calls(
         yield name, trips or 1, trips is not None
 
 
-def _trips(computations: dict[str, list[_Instruction]], loop: _Instruction) -> int | None:
-    """The trip count that XLA:CPU and XLA:GPU annotate, else that of `i < constant` from 0."""
+def _trips(
+    computations: dict[str, list[_Instruction]], loop: _Instruction, around: list[_Instruction]
+) -> int | None:
+    """The trip count that XLA:CPU and XLA:GPU annotate, else that of `i < constant` from 0.
+
+    A windowed product of XLA:TPU may take two steps at a time.
+    """
     noted = _TRIPS.search(loop.text)
     if noted:
         return int(noted[1])
     condition = re.search(r"condition=%?([\w.\-]+)", loop.text)
     inside = computations.get(condition[1], []) if condition else []
-    constants = [c for i in inside if (c := re.search(r"s32\[\]\S* constant\((\d+)\)", i.text))]
+    constants = [c for i in inside if (c := _CONSTANT.search(i.text))]
     compares = [i for i in inside if i.operation == "compare" and "direction=LT" in i.text]
-    return int(constants[0][1]) if len(constants) == len(compares) == 1 else None
+    if not len(constants) == len(compares) == 1:
+        return None
+    return -(-int(constants[0][1]) // _stride(computations, loop, around, inside))
+
+
+def _stride(
+    computations: dict[str, list[_Instruction]],
+    loop: _Instruction,
+    around: list[_Instruction],
+    condition: list[_Instruction],
+) -> int:
+    """What the body of a loop adds to its counter: a constant, there or in the loop's state."""
+    found = re.search(r"body=%?([\w.\-]+)", loop.text)
+    body = {i.name: i for i in computations.get(found[1] if found else "", [])}
+    outside = {i.name: i for i in around}
+    counter = next((k for i in condition if (k := _INDEX.search(i.text))), None)
+    root = next((i for i in reversed(body.values()) if i.operation == "tuple"), None)
+    if counter is None or root is None:
+        return 1
+    added = body.get(_operands(root)[int(counter[1])])
+    for name in _operands(added) if added and added.operation == "add" else ():
+        operand = body.get(name)
+        if operand is not None and (index := _INDEX.search(operand.text)):
+            state = outside.get(_operands(loop)[0])
+            held = _operands(state)[int(index[1])] if state else ""
+            operand = outside.get(held)
+        if operand is not None and (constant := _CONSTANT.search(operand.text)):
+            return int(constant[1])
+    return 1
+
+
+def _operands(instruction: _Instruction) -> list[str]:
+    """Names of the operands."""
+    inside = instruction.text[len(instruction.result) + len(instruction.operation) :]
+    return re.findall(r"%([\w.\-]+)", inside[: inside.find(")")])
 
 
 def _group_size(text: str, devices: int) -> int:
@@ -193,6 +255,8 @@ def _group_size(text: str, devices: int) -> int:
 def _payload(kind: str, instruction: _Instruction, group: int) -> int:
     """From the result's type; an asynchronous start returns operands, then results."""
     sizes = [_bytes(dtype, dims) for dtype, dims in _SHAPE.findall(instruction.result)]
+    if kind == "all-reduce" and instruction.result.startswith("(("):  # of XLA:GPU
+        return sum(sizes) // 2
     if instruction.operation.endswith("-start") and kind != "all-reduce":
         sizes = [max(sizes)] if len(sizes) <= 4 else sizes[len(sizes) // 2 :]
         return sum(sizes)

@@ -38,7 +38,9 @@ def checked(
     """The logits of a loss, their class axis, and the arrays beside them."""
     x, index = checked_logits(name, logits, axis)
     mask = as_mask(given[1], x.shape, name)
-    return x, index, _beside(name, x.shape, index, mask, given, options)
+    arrays = _beside(name, x.shape, index, mask, given, options)
+    mesh.check_axis(options.axis_name, {name: x}, _of_examples(arrays, x.ndim))
+    return x, index, arrays
 
 
 def checked_linear(
@@ -48,7 +50,16 @@ def checked_linear(
     h, w, b = _as_linear(hidden, kernel, bias, options.kernel_layout)
     shape = (*h.shape[:-1], w.shape[options.kernel_layout.index("V")])
     mask = _as_class_mask(given[1], shape)
-    return h, w, b, _beside("hidden @ kernel", shape, len(shape) - 1, mask, given, options)
+    arrays = _beside("hidden @ kernel", shape, len(shape) - 1, mask, given, options)
+    whole = {"hidden": h, **_of_examples(arrays, len(shape))}
+    mesh.check_axis(options.axis_name, {"kernel": w}, whole)
+    return h, w, b, arrays
+
+
+def _of_examples(arrays: Arrays, ndim: int) -> dict[str, Array | None]:
+    """Arrays with a number for each example, by name."""
+    indices = arrays.labels if arrays.labels.ndim < ndim else None
+    return {"labels": indices, "example_weights": arrays.example_weights}
 
 
 def _beside(

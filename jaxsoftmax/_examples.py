@@ -92,18 +92,15 @@ def of_hidden(
     dtype: np.dtype,
     options: LossOptions,
 ) -> Examples:
-    """The same where the logits do not exist: examples in one axis, hidden in place of logits.
+    """The same where the logits do not exist: hidden in place of logits.
 
     Soft labels keep their dtype and their ignored rows: a copy of them would be as large as the
     logits.
     """
-    labels: Labels = ClassLabels(_comparable(arrays.labels).reshape(-1))
+    labels: Labels = ClassLabels(_comparable(arrays.labels))
     if arrays.labels.ndim == hidden.ndim:
-        labels = SoftLabels(arrays.labels.reshape(-1, classes))
-    hidden = hidden.reshape(-1, hidden.shape[-1])
+        labels = SoftLabels(arrays.labels)
     weights = arrays.example_weights
-    if weights is not None:
-        weights = weights.reshape(-1)
 
     def broken() -> Array:
         return ~jnp.all(jnp.isfinite(hidden), axis=-1)

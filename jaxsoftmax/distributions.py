@@ -158,6 +158,7 @@ def _call(
     x = _arguments.as_real("logits", logits)
     axes = _arguments.class_axes("logits", x, axis)
     mask = _arguments.as_mask(where, x.shape, "logits")
+    mesh.check_axis(axis_name, {"logits": x}, {})
     result = _apply(function, axes, axis_name, x, mask)
     return jnp.expand_dims(result, axes) if keepdims else result
 

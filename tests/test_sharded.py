@@ -356,7 +356,7 @@ def test_sharded_arrays_under_jit(case, kind):
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 def test_a_sharded_kernel_under_jit(kind):
-    """Sums only: of numbers a row, and of the two gradients; nothing is gathered."""
+    """Numbers a row, chunks of tokens, and of the kernel its gradient: no logits."""
     mesh = mesh_of(2, 4, names=("data", "model"), kind=kind)
     random = np.random.default_rng(6)
     features = 3  # D·V is not the size of any part of the logits
@@ -367,8 +367,7 @@ def test_a_sharded_kernel_under_jit(kind):
     with jax.set_mesh(mesh):
         g = jax.value_and_grad(partial(js.linear_cross_entropy, chunk_size=8), (0, 1))
         compiled = lowered(g, (hidden, kernel, labels), specs, mesh)
-        for what, size in collectives(compiled.as_text()):
-            assert what == "all-reduce"
+        for _, size in collectives(compiled.as_text()):
             assert size <= features * CLASSES // 4
         arrays = zip((hidden, kernel, labels), specs, strict=True)
         value, gradients = compiled(*(jax.device_put(a, NamedSharding(mesh, s)) for a, s in arrays))
@@ -399,6 +398,119 @@ def test_what_the_axis_name_sends():
     both = collectives(lowered(jax.value_and_grad(f, (0, 1)), arrays, specs, mesh).as_text())
     assert [size for _, size in both if size > ROWS] == [ROWS * FEATURES]
     assert {what for what, _ in both} == {"all-reduce"}
+
+
+# --- whatever binds the axis ----------------------------------------------------------------------
+
+K = 4
+
+
+def given_of_the_linear_loss():
+    """Hidden states, a kernel, labels: gradients in whose ratio a factor shows."""
+    random = np.random.default_rng(7)
+    hidden = random.normal(size=(5, 3)).astype(np.float32)
+    kernel = random.normal(size=(3, 8)).astype(np.float32)
+    return hidden, kernel, np.array([0, 5, 7, 2, 2])
+
+
+def by_shard_map(check_vma, **options):
+    def f(h, w, y):
+        def here(h, w, y):
+            return js.linear_cross_entropy(h, w, y, chunk_size=2, axis_name="m", **options)
+
+        specs = (P(), P(None, "m"), P())
+        mesh = mesh_of(K, names=("m",))
+        mapped = jax.shard_map(here, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=check_vma)
+        return mapped(h, w, y)
+
+    return f
+
+
+def by_vmap(**options):
+    def f(h, w, y):
+        shards = w.reshape(w.shape[0], K, -1)
+        here = partial(js.linear_cross_entropy, chunk_size=2, axis_name="m", **options)
+        return jnp.mean(jax.vmap(here, (None, 1, None), axis_name="m")(h, shards, y))
+
+    return f
+
+
+def by_pmap(**options):
+    def f(h, w, y):
+        shards = w.reshape(w.shape[0], K, -1)
+        here = partial(js.linear_cross_entropy, chunk_size=2, axis_name="m", **options)
+        devices = jax.devices()[:K]
+        mapped = jax.pmap(here, "m", in_axes=(None, 1, None), devices=devices)
+        return jnp.mean(mapped(h, shards, y))
+
+    return f
+
+
+def by_spmd_axis_name(check_vma, **options):
+    """A batch of losses over another axis of the mesh."""
+
+    def f(h, w, y):
+        def here(h, w, y):
+            return js.linear_cross_entropy(h, w, y, chunk_size=2, axis_name="m", **options)
+
+        mapped = jax.shard_map(
+            here,
+            mesh=mesh_of(2, K, names=("data", "m")),
+            in_specs=(P(), P(None, "m"), P()),
+            out_specs=P(),
+            check_vma=check_vma,
+        )
+        twice = jnp.stack([h, 2 * h])
+        losses = jax.vmap(mapped, (0, None, None), spmd_axis_name="data")(twice, w, y)
+        return losses[0]
+
+    return f
+
+
+BINDINGS = {
+    "checked": partial(by_shard_map, True),
+    "unchecked": partial(by_shard_map, False),
+    "vmap": by_vmap,
+    "pmap": by_pmap,
+    "spmd_axis_name, checked": partial(by_spmd_axis_name, True),
+    "spmd_axis_name, unchecked": partial(by_spmd_axis_name, False),
+}
+
+
+@pytest.mark.exhaustive(every=3)
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "z_loss": 0.01}])
+@pytest.mark.parametrize("binding", BINDINGS)
+def test_gradients_do_not_depend_on_what_binds_the_axis(binding, options):
+    """Gradient outside, forward mode, and a product with the Hessian: ratio 1 to one device's."""
+    h, w, y = given_of_the_linear_loss()
+    sharded = BINDINGS[binding](**options)
+    alone = partial(js.linear_cross_entropy, **options)
+    directions = np.cos(h), np.sin(w)
+
+    def everything(f, h, w, y):
+        along = lambda h, w: f(h, w, y)  # noqa: E731
+        gradient = jax.grad(along, (0, 1))
+        if binding == "pmap":  # which JAX does not differentiate forward inside of another jit
+            return along(h, w), gradient(h, w)
+        return (
+            jax.value_and_grad(along, (0, 1))(h, w),
+            jax.jvp(along, (h, w), directions),
+            jax.jvp(gradient, (h, w), directions),
+        )
+
+    found, expected = everything(sharded, h, w, y), everything(alone, h, w, y)
+    for x, e in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, e, rtol=2e-5, atol=2e-6)
+
+
+def test_a_psum_is_in_no_transpose_of_the_rule():
+    """ones [2, 3], arange(24) / 9, 4 devices: the ratio was 4."""
+    h, w, y = np.ones((2, 3), np.float32), np.arange(24.0).reshape(3, 8) / 9, np.array([0, 5])
+    w = w.astype(np.float32)
+    found = jax.grad(by_shard_map(False), (0, 1))(h, w, y)
+    expected = jax.grad(js.linear_cross_entropy, (0, 1))(h, w, y)
+    for x, e in zip(found, expected, strict=True):
+        np.testing.assert_allclose(x, e, rtol=1e-5, atol=1e-7)
 
 
 # --- misuse ---------------------------------------------------------------------------------------
@@ -437,3 +549,47 @@ def test_class_weights_of_the_wrong_part(classes, weights):
     said = rf"class_weights must .* {classes} classes, .*\[2\]"
     with pytest.raises(ValueError, match=said):
         js.cross_entropy(x, y, class_weights=jnp.ones(2))
+
+
+LOSSES_OF_LOGITS = {
+    "softmax": js.softmax,
+    "log_softmax": js.log_softmax,
+    "logsumexp": js.logsumexp,
+    "cross_entropy": lambda x, **axis: js.cross_entropy(x, np.array([0]), **axis),
+    "nll_loss": lambda x, **axis: js.nll_loss(x, np.array([0]), **axis),
+    "linear": lambda x, **axis: js.linear_cross_entropy(x[:, :1], x, np.array([0]), **axis),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES_OF_LOGITS)
+def test_classes_that_do_not_vary_over_the_axis(name):
+    """Logits of zeros, whole on each of 4 devices: 3.4657 would be log 32, not log 8."""
+    f = partial(LOSSES_OF_LOGITS[name], axis_name="model")
+    mapped = jax.shard_map(f, mesh=mesh_of(4), in_specs=P(), out_specs=P())
+    what = "kernel" if name == "linear" else "log_probs" if name == "nll_loss" else "logits"
+    with pytest.raises(ValueError, match=rf"axis of the classes.*{what} must be .* shard"):
+        mapped(np.zeros((1, 8), np.float32))
+
+
+@pytest.mark.parametrize("wrong", ["labels", "hidden", "example_weights"])
+def test_examples_that_vary_over_the_axis(wrong):
+    """The axis of the data in the place of that of the classes."""
+    arrays = {
+        "hidden": np.zeros((4, 2), np.float32),
+        "kernel": np.zeros((2, 8), np.float32),
+        "labels": np.zeros(4, int),
+        "example_weights": np.ones(4, np.float32),
+    }
+    specs = {name: P() for name in arrays} | {"kernel": P(None, "data"), wrong: P("data")}
+    if wrong != "hidden":
+        arrays[wrong] = np.repeat(arrays[wrong], 4)
+
+    def f(arrays):
+        if wrong == "hidden":
+            arrays = arrays | {"labels": np.zeros(1, int), "example_weights": np.ones(1)}
+        return js.linear_cross_entropy(**arrays, axis_name="data")
+
+    mesh = mesh_of(4, names=("data",))
+    mapped = jax.shard_map(f, mesh=mesh, in_specs=(specs,), out_specs=P("data"))
+    with pytest.raises(ValueError, match=f"'data' must be .*: {wrong} must be the same"):
+        mapped(arrays)

@@ -66,14 +66,13 @@ def test_tables_are_part_of_the_cache_key():
     arrays = jnp.ones((6, 4)), jnp.ones((4, 8)), jnp.zeros(6, jnp.int32)
     compiled = jax.jit(lambda *arrays: linear_cross_entropy(*arrays))
 
-    def steps():
-        text = str(compiled.trace(*arrays).jaxpr)
-        return text.count("length=2"), text.count("length=1 ")
+    def loops():
+        return compiled.trace(*arrays).lower().as_text().count("tensor<3x2x")  # two chunks of three
 
-    plain = steps()
+    plain = loops()
     with tuning.table((MINE,)), tuning.compiling_for(V6E):
-        assert steps()[0] > plain[0]
-    assert steps() == plain
+        assert loops() > plain
+    assert loops() == plain
 
 
 @given(
@@ -82,16 +81,22 @@ def test_tables_are_part_of_the_cache_key():
     chunk=st.sampled_from([row.chunk for row in tuning.ROWS]),
 )
 def test_chunks_cover_all_rows_once(rows, chunk_size, chunk):
-    made = plan.make_plan(rows, LinearOptions(chunk_size=chunk_size), chunk)
-    covered = made.tokens * made.steps
+    tokens, steps = plan.Plan(LinearOptions(chunk_size=chunk_size), chunk).chunks(rows)
+    covered = tokens * steps
     assert covered >= rows
-    assert covered - rows < made.steps or covered == rows
-    assert made.tokens <= (chunk_size or chunk.most)
-    assert made.tokens <= rows
+    assert covered - rows < steps or covered == rows
+    assert tokens <= (chunk_size or chunk.most)
+    assert tokens <= rows
+
+
+def test_devices_that_share_a_chunk_take_their_part_of_it():
+    gathered = plan.Gathered(("data",), 8, ("data",))
+    made = plan.Plan(LinearOptions(), tuning.Chunk(8, 1024, 2048), gathered)
+    assert made.chunks(1024) == (128, 8)
 
 
 def tokens_of(rows, chunk):
-    return plan.make_plan(rows, LinearOptions(), chunk).tokens
+    return plan.Plan(LinearOptions(), chunk).chunks(rows)[0]
 
 
 def test_a_chunk_is_its_share_within_limits():
@@ -101,10 +106,10 @@ def test_a_chunk_is_its_share_within_limits():
 
 
 def test_no_tokens_and_any_number_of_tokens():
-    chunk, options = tuning.ROWS[-1].chunk, LinearOptions()
-    assert plan.make_plan(0, options, chunk) == plan.Plan(options, 1, 1)  # of padding
+    made = plan.Plan(LinearOptions(), tuning.ROWS[-1].chunk)
+    assert made.chunks(0) == (1, 1)  # of padding
     (symbol,) = jax.export.symbolic_shape("n")
-    assert plan.make_plan(symbol, options, chunk).steps == plan.SYMBOLIC_STEPS
+    assert made.chunks(symbol)[1] == plan.SYMBOLIC_STEPS
 
 
 def test_another_device_s_chunks_give_the_same_loss():

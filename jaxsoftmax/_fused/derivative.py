@@ -22,11 +22,12 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Float
 
 from jaxsoftmax import _examples
-from jaxsoftmax._fused import chunked
-from jaxsoftmax._fused.chunked import Differentiable, Given
+from jaxsoftmax._fused import passes
+from jaxsoftmax._fused.given import Differentiable, Given
 from jaxsoftmax._fused.plan import Plan
 from jaxsoftmax._row.losses import RowLosses
 from jaxsoftmax._xla import mesh
+from jaxsoftmax._xla.shardings import vary_alike
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -39,13 +40,15 @@ def total(plan: Plan, given: Given) -> Float[Array, ""]:
 def _total_jvp(plan: Plan, primals: tuple[Given], tangents: tuple[Given]) -> tuple[Array, Array]:
     (given,), given_dot = primals, _nonzero(tangents[0])
     dots, weights_dot = Differentiable.of(given_dot), given_dot.rows.weights
-    losses, gradients = chunked.rows_and_gradients(given, dots, plan)
+    losses, gradients = passes.rows_and_gradients(given, dots.names(), plan)
     losses = _examples.counted(losses, given.rows.weights)
     value = jnp.sum(given.rows.weights * losses)
     tangent = jnp.zeros_like(value)
     for gradient, dot in zip(gradients, dots, strict=True):
         if gradient is not None and dot is not None:
-            tangent += jnp.sum(gradient.astype(value.dtype) * dot.astype(value.dtype))
+            # In the argument's dtype: where it varies over fewer axes, that is what is summed.
+            dot = vary_alike(dot, gradient).astype(value.dtype)
+            tangent += jnp.sum(gradient.astype(value.dtype) * dot)
     # Each device has its part of these; transposed, the sum is that of hidden's gradient. What
     # follows from the weights all devices have in full.
     tangent = mesh.total(tangent, plan.options.axis_name)
@@ -60,7 +63,7 @@ total.defjvp(_total_jvp, symbolic_zeros=True)
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def rows(plan: Plan, given: Given) -> RowLosses:
     """Each row by itself: for losses that are not summed, and statistics."""
-    return chunked.rows(given, plan)
+    return passes.rows(given, plan)
 
 
 def _rows_jvp(
@@ -69,7 +72,7 @@ def _rows_jvp(
     (given,) = primals
     found = rows(plan, given)
     dots = Differentiable.of(_nonzero(tangents[0]))
-    moved = chunked.tangents_of_rows(given, dots, plan)
+    moved = passes.tangents_of_rows(given, dots, plan)
     if found.predicted is not None:
         no_tangent: Any = np.zeros(found.predicted.shape, jax.dtypes.float0)
         moved = moved._replace(predicted=no_tangent)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from jaxsoftmax import _examples
 from jaxsoftmax._arguments import Arrays
 from jaxsoftmax._examples import Loss
 from jaxsoftmax._fused import chunked, derivative
-from jaxsoftmax._fused.chunked import Given, Layer, Rows
-from jaxsoftmax._fused.plan import make_plan
+from jaxsoftmax._fused.given import Given, Layer, Rows
+from jaxsoftmax._fused.plan import Plan
 from jaxsoftmax._options import LinearOptions
 from jaxsoftmax._xla.dtypes import accumulator
-from jaxsoftmax._xla.shardings import vary_alike
+from jaxsoftmax._xla.shardings import ones_of_rows, vary_alike
 from jaxsoftmax.tuning import Chunk
 
 
@@ -33,15 +31,15 @@ def loss(
 ) -> Loss:
     """`cross_entropy` of hidden · kernel + bias."""
     hidden = vary_alike(hidden, (arrays.labels, arrays.example_weights))
-    batch, classes = hidden.shape[:-1], kernel.shape[options.kernel_layout.index("V")]
+    classes = kernel.shape[options.kernel_layout.index("V")]
     dtype = accumulator(hidden.dtype, kernel.dtype)
     examples = _examples.of_hidden(hidden, arrays, classes, dtype, options)
     where = arrays.where
-    by_row = None if where is None or where.ndim == 1 else where.reshape(-1, classes)
-    plan = make_plan(math.prod(batch), options, chunk)
+    by_row = None if where is None or where.ndim == 1 else where
+    plan = Plan(options, chunk)
     weights = examples.weights
     if weights is None:
-        weights = jnp.ones(examples.inputs.shape[:1], dtype)
+        weights = ones_of_rows(hidden, dtype)
     given = Given(
         Rows(examples.inputs, examples.labels, examples.ignored, by_row, weights),
         Layer(kernel, bias, arrays.class_weights, where if by_row is None else None),
@@ -54,6 +52,4 @@ def loss(
         total = derivative.total(plan, given)
         divisor = _examples.divisor_of(examples, arrays, weights.shape, dtype, options)
         return _examples.divided(total, divisor, arrays, options)
-    result = _examples.reduced(rows, examples, arrays, options)
-    # [N] -> [...]; what is a scalar stays one.
-    return jax.tree.map(lambda x: x.reshape(batch) if x.ndim else x, result)
+    return _examples.reduced(rows, examples, arrays, options)

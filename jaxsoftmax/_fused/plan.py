@@ -14,31 +14,41 @@ SYMBOLIC_STEPS = 16
 
 
 @dataclasses.dataclass(frozen=True)
+class Gathered:
+    """Of a program that is divided over a mesh: whose tokens make a chunk."""
+
+    axes: tuple[str, ...]  # mesh axes that split the tokens, not the chunk; () for none
+    devices: int  # along them
+    shards: tuple[str, ...]  # mesh axes that split the classes
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is static about a call: `steps` chunks of `tokens` rows each, the last one padded."""
+    """What is static about a call."""
 
     options: LinearOptions
-    tokens: Size
-    steps: int
+    chunk: Chunk
+    gathered: Gathered | None = None
 
     @property
     def feature_axis(self) -> int:
         """The axis of the kernel that a row of hidden is multiplied with."""
         return self.options.kernel_layout.index("D")
 
+    def chunks(self, rows: Size) -> tuple[Size, int]:
+        """Tokens in a chunk, of this device's rows, and the number of chunks; the last is padded.
 
-def make_plan(rows: Size, options: LinearOptions, chunk: Chunk) -> Plan:
-    """Chunks of at most `chunk_size` tokens: without padding where that costs few tokens a chunk.
-
-    Padding copies the hidden states and soft labels; chunks down to three quarters of the asked
-    size are tried for one that divides the rows.
-    """
-    if not isinstance(rows, int):
-        return Plan(options, -(-rows // SYMBOLIC_STEPS), SYMBOLIC_STEPS)
-    usual = max(chunk.least, min(chunk.most, rows // chunk.share))
-    largest = max(1, min(options.chunk_size or usual, rows))
-    for tokens in range(largest, 3 * largest // 4, -1):
-        if rows % tokens == 0:
-            return Plan(options, tokens, max(1, rows // tokens))
-    steps = -(-rows // largest)
-    return Plan(options, -(-rows // steps), steps)
+        At most `chunk_size` tokens: without padding where that costs few tokens a chunk. Padding
+        copies the hidden states and soft labels; chunks down to three quarters of the asked size
+        are tried for one that divides the rows.
+        """
+        if not isinstance(rows, int):
+            return -(-rows // SYMBOLIC_STEPS), SYMBOLIC_STEPS
+        devices = 1 if self.gathered is None else self.gathered.devices
+        usual = max(self.chunk.least, min(self.chunk.most, rows * devices // self.chunk.share))
+        largest = max(1, min((self.options.chunk_size or usual) // devices, rows))
+        for tokens in range(largest, 3 * largest // 4, -1):
+            if rows % tokens == 0:
+                return tokens, max(1, rows // tokens)
+        steps = -(-rows // largest)
+        return -(-rows // steps), steps

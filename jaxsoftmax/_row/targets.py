@@ -22,7 +22,7 @@ from jaxsoftmax._options import LossOptions
 from jaxsoftmax._row.state import largest_class
 from jaxsoftmax._xla import mesh
 from jaxsoftmax._xla.dtypes import ClassWeights, Index, PerClass, PerRow, accumulator
-from jaxsoftmax._xla.masks import keep, spread
+from jaxsoftmax._xla.masks import keep, spread, take
 from jaxsoftmax._xla.mesh import AxisName
 
 
@@ -81,7 +81,7 @@ def of_binary(label: Array, pos_weight: Array | None, smoothing: float) -> tuple
 def weight_of_label(class_weights: Float[Array, "C"], label: Index, mesh_axis: AxisName) -> PerRow:
     """w_y of each row, NaN for a label that is none of the classes."""
     classes = class_weights.shape[0]
-    weights = jnp.take(class_weights, jnp.minimum(label, classes - 1), axis=0)
+    weights = take(class_weights, jnp.minimum(label, classes - 1))
     return mesh.from_owner(weights, label, classes, mesh_axis)
 
 

@@ -51,6 +51,10 @@ def largest(x: Array) -> np.ndarray:
 
 def finite(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """The number, or where that is infinite the largest finite one of its sign."""
+    if jax.sharding.get_abstract_mesh().manual_axes:
+        # Mapped over another axis of the mesh (spmd_axis_name), a clamp loses the type of its
+        # bounds (JAX 0.12).
+        return lax.min(lax.max(x, -largest(x)), largest(x))
     return lax.clamp(-largest(x), x, largest(x))
 
 

@@ -25,7 +25,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxsoftmax._xla import cpu, one_pass, portable
 from jaxsoftmax._xla.shardings import explicit_sharding, vary_alike
 
-Form = Callable[..., Array | tuple[Array, ...]]
+Form = Callable[..., Array | Sequence[Array]]
 Arrays = tuple[Array, ...]
 Tangents = Sequence[Any]  # arrays, or `ad.Zero` for what does not depend on the input
 JvpRule = Callable[..., tuple[Arrays, Tangents]]
@@ -77,17 +77,19 @@ class Operation:
 
     def _lower_for_cpu(self, ctx: Context, *operands: object, **static: object) -> Lowered:
         fits = self._cpu_on_mesh or _runs_alone(ctx)
-        return _lower(self.cpu if fits else self.portable, ctx, operands, static)
+        return lower_form(self.cpu if fits else self.portable, ctx, operands, static)
 
     def _lower_for_accelerator(self, ctx: Context, *operands: object, **static: object) -> Lowered:
-        return _lower(self.one_pass if _has_rows(ctx) else self.portable, ctx, operands, static)
+        return lower_form(self.one_pass if _has_rows(ctx) else self.portable, ctx, operands, static)
 
     def _batch(
         self, arrays: Sequence[Array], axes: Sequence[int | None], **static: object
     ) -> tuple[Sequence[Array], Sequence[int]]:
         pairs = list(zip(arrays, axes, strict=True))
         size = next(x.shape[axis] for x, axis in pairs if axis is not None)
-        results = self._primitive.bind(*(_leading(x, axis, size) for x, axis in pairs), **static)
+        batched = [_leading(x, axis, size) for x, axis in pairs]
+        # With spmd_axis_name, only what is mapped varies over that axis.
+        results = self._primitive.bind(*vary_alike(batched, batched), **static)
         return results, [0] * len(results)
 
 
@@ -106,12 +108,17 @@ def is_linear(operand: object) -> bool:
     return ad.is_undefined_primal(operand)
 
 
+def type_of_linear(operand: Any) -> ShapedArray:
+    """The type of such an operand."""
+    return operand.aval
+
+
 def _leading(x: Array, axis: int | None, size: int) -> Array:
     return jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
 
 
-def _tuple(results: Array | Arrays) -> Arrays:
-    return results if isinstance(results, tuple) else (results,)
+def _tuple(results: Array | Sequence[Array]) -> Arrays:
+    return (results,) if isinstance(results, Array) else tuple(results)
 
 
 @lru_cache(maxsize=4096)
@@ -120,15 +127,16 @@ def _result_types(like: Form, *types: ShapedArray, **static: object) -> Sequence
     return jax.make_jaxpr(partial(like, **static))(*types).out_avals
 
 
-def _lower(
-    form: Form, ctx: Context, operands: tuple[object, ...], static: dict[str, object]
+def lower_form(
+    form: Form, ctx: Context, operands: Sequence[object], static: dict[str, object] | None = None
 ) -> Lowered:
+    """The form, traced into the program that is being lowered."""
     types: Sequence[Any] = ctx.avals_in
     # The form is traced now, perhaps outside of the context in which x64 was on.
     wide = any(jnp.dtype(t.dtype).itemsize == 8 for t in types)
     in_x64: bool = jax.config.jax_enable_x64  # type: ignore[attr-defined, unused-ignore]
     with jax.enable_x64(wide or in_x64):
-        lowered = mlir.lower_fun(lambda *arrays: _tuple(form(*arrays, **static)))
+        lowered = mlir.lower_fun(lambda *arrays: _tuple(form(*arrays, **(static or {}))))
         return lowered(ctx, *operands)
 
 

@@ -10,16 +10,18 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Int, Shaped
 
-from jaxsoftmax._xla.shardings import explicit_sharding
+from jaxsoftmax._xla.shardings import explicit_mesh, explicit_sharding
 
 
 def keep(
     x: Shaped[Array, "*s"], where: Bool[Array, "*s"], otherwise: float = 0.0
 ) -> Shaped[Array, "*s"]:
     """x where the mask is true: `jnp.where` without a jitted function inside."""
-    sharding = explicit_sharding(x)
-    if sharding is not None and explicit_sharding(where) != sharding:
-        where = jax.sharding.reshard(where, sharding)
+    of_x, of_mask = explicit_sharding(x), explicit_sharding(where)
+    if of_x is not None and of_mask != of_x:
+        where = jax.sharding.reshard(where, of_x)
+    elif of_x is None and of_mask is not None:
+        x = jax.sharding.reshard(x, of_mask)
     return lax.select(where, x, lax.full_like(x, otherwise))
 
 
@@ -27,6 +29,26 @@ def spread(values: Shaped[Array, "*b"], like: Shaped[Array, "*b C"]) -> Shaped[A
     """One value for each row, at every class."""
     rows = tuple(range(values.ndim))
     return lax.broadcast_in_dim(values, like.shape, rows, out_sharding=explicit_sharding(like))
+
+
+def spread_over(values: Shaped[Array, "C"], like: Shaped[Array, "*b C"]) -> Shaped[Array, "*b C"]:
+    """One value for each class, in every row."""
+    last = (like.ndim - 1,)
+    return lax.broadcast_in_dim(values, like.shape, last, out_sharding=explicit_sharding(like))
+
+
+def take(values: Shaped[Array, "C"], index: Int[Array, "*b"]) -> Shaped[Array, "*b"]:
+    """The value at each index, sharded as the indices are."""
+
+    def gather(values: Array, index: Array) -> Array:
+        return jnp.take(values, index, axis=0)
+
+    mesh = explicit_mesh((values, index))
+    if mesh is None:
+        return gather(values, index)
+    with jax.sharding.use_abstract_mesh(mesh):
+        placed = jax.typeof(index).sharding.spec
+        return jax.sharding.auto_axes(gather, out_sharding=placed)(values, index)
 
 
 def is_class(logits: Shaped[Array, "*b C"], label: Int[Array, "*b"]) -> Bool[Array, "*b C"]:

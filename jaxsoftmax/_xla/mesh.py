@@ -7,8 +7,10 @@ numbers beyond it: ELSEWHERE where another shard holds it, NOWHERE where it is n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -16,6 +18,7 @@ from jaxtyping import Bool, Int
 
 from jaxsoftmax._xla.dtypes import Index, PerClass, PerRow, Size
 from jaxsoftmax._xla.masks import keep
+from jaxsoftmax._xla.shardings import varying
 
 AxisName = Hashable | None
 
@@ -34,6 +37,37 @@ def shards(axis_name: AxisName) -> int:
         ) from None
 
 
+def check_axis(
+    axis_name: AxisName, split: dict[str, Array], whole: dict[str, Array | None]
+) -> None:
+    """An error where types tell that `axis_name` is not the axis of the classes.
+
+    Arrays that hold this device's classes differ from device to device, and those that have a
+    number for each example do not.
+    """
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    typed = {n for n in names if n is not None and n in varying(lax.axis_index(n))}
+    wanted = f"axis_name={axis_name!r} must be the mesh axis of the classes, not that of the data: "
+    for name, x in split.items():
+        if typed - varying(x):
+            raise ValueError(
+                f"{wanted}{name} must be this device's shard of the classes, got an array of type "
+                f"{jax.typeof(x)}, the same on all devices of {_listed(typed - varying(x))}; where "
+                f"each device has all classes, leave axis_name out"
+            )
+    for name, other in whole.items():
+        if other is not None and typed & varying(other):
+            raise ValueError(
+                f"{wanted}{name} must be the same on all of its devices, got an array of type "
+                f"{jax.typeof(other)}, which differs along {_listed(typed & varying(other))}; "
+                f'what is equal there once it is gathered, gather with to="invarying"'
+            )
+
+
+def _listed(names: frozenset[Hashable] | set[Hashable]) -> str:
+    return ", ".join(sorted(map(repr, names)))
+
+
 def total(x: PerRow, axis_name: AxisName) -> PerRow:
     """The sum over the shards."""
     return x if axis_name is None else lax.psum(x, axis_name)
@@ -47,6 +81,25 @@ def maximum(x: PerRow, axis_name: AxisName) -> PerRow:
 def anywhere(x: Bool[Array, "..."], axis_name: AxisName) -> Bool[Array, "..."]:
     """Whether it is true on any shard."""
     return x if axis_name is None else lax.pmax(x.astype(jnp.int32), axis_name) > 0
+
+
+def transposed_copies(axis_name: AxisName) -> int:
+    """How many times JAX counts a cotangent that it transposes a sum over the shards with.
+
+    Once where types say over which axes an array varies, so that the result of a sum is one number
+    that all devices hold. Elsewhere (`check_vma=False`, an axis of vmap or pmap) each device's
+    result has a cotangent of its own, and those are summed: a transpose inside a rule starts from
+    a cotangent divided by this.
+    """
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    untyped = [n for n in names if n is not None and n not in varying(lax.axis_index(n))]
+    return math.prod(int(lax.axis_size(name)) for name in untyped)
+
+
+def own_part(x: Array, axes: tuple[str, ...], dimension: int) -> Array:
+    """This device's part of an array that it has whole along these axes."""
+    size = x.shape[dimension] // shards(axes)
+    return lax.dynamic_slice_in_dim(x, lax.axis_index(axes) * size, size, dimension)
 
 
 def over_classes(terms: PerClass, axis_name: AxisName) -> PerRow:
@@ -67,9 +120,17 @@ def to_local(label: Index, valid: Bool[Array, "..."], classes: Size, axis_name: 
     if axis_name is None:
         return lax.select(valid, label.astype(jnp.int32), nowhere)
     label = lax.select(valid, label, lax.full_like(label, 0)).astype(jnp.int32)
-    label = label - _first_class(classes, axis_name)
-    here = (label >= 0) & (label < classes)
-    return lax.select(valid, lax.select(here, label, lax.full_like(label, ELSEWHERE)), nowhere)
+    return lax.select(valid, to_shard(label, classes, axis_name), nowhere)
+
+
+def to_shard(label: Index, classes: Size, axis_name: AxisName) -> Index:
+    """The same of a label that is int32 and valid, or ELSEWHERE, or NOWHERE."""
+    if axis_name is None:
+        return label
+    local = label - _first_class(classes, axis_name)
+    here = (local >= 0) & (local < classes)
+    local = lax.select(here, local, lax.full_like(local, ELSEWHERE))
+    return lax.select(label == NOWHERE, lax.full_like(local, NOWHERE), local)
 
 
 def to_global(label: Index, classes: Size, axis_name: AxisName) -> Index:

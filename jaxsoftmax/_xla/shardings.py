@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 Tree = TypeVar("Tree")
 
@@ -20,16 +21,27 @@ def explicit_sharding(x: Any) -> NamedSharding | None:
     return sharding if split else None
 
 
+def explicit_mesh(arrays: Iterable[Any]) -> AbstractMesh | None:
+    """The mesh on whose explicit axes one of the arrays is sharded; None where none is."""
+    found = (explicit_sharding(x) for x in arrays)
+    return next((sharding.mesh.abstract_mesh for sharding in found if sharding is not None), None)
+
+
+def manual_axes() -> bool:
+    """Whether this is inside of `jax.shard_map`."""
+    return bool(jax.sharding.get_abstract_mesh().manual_axes)
+
+
 def vary_alike(tree: Tree, like: object) -> Tree:
     """The tree, each array varying over every mesh axis over which one in `like` varies.
 
     A loop's state and the branches of a conditional must agree in this, and a new zero varies over
     nothing.
     """
-    axes = frozenset[Hashable]().union(*(_varying(x) for x in jax.tree.leaves(like)))
+    axes = frozenset[Hashable]().union(*(varying(x) for x in jax.tree.leaves(like)))
 
     def vary(x: Array) -> Array:
-        missing = tuple(axes - _varying(x))
+        missing = tuple(axes - varying(x))
         return lax.pcast(x, missing, to="varying") if missing else x
 
     return jax.tree.map(vary, tree) if axes else tree
@@ -40,21 +52,38 @@ def zeros_as(x: Any) -> Array:
     return vary_alike(jnp.zeros(x.shape, x.dtype, device=explicit_sharding(x)), x)
 
 
+def ones_of_rows(x: Array, dtype: np.dtype) -> Array:
+    """A 1 for each row of the last axis, sharded as the rows are."""
+    sharding = explicit_sharding(x)
+    if sharding is not None:
+        sharding = sharding.update(spec=PartitionSpec(*sharding.spec[:-1]))
+    return vary_alike(jnp.ones(x.shape[:-1], dtype, device=sharding), x)
+
+
 def sharding_of_product(a: Array, b: Array, contract: tuple[int, int]) -> NamedSharding | None:
     """How a matrix product is sharded where its operands' types say how they are.
 
-    As they are along the axes that are left; what they share is summed over.
+    As they are along the axes that are left, the first one's where both have an axis of the mesh;
+    what they share is summed over.
     """
     if explicit_sharding(a) is None and explicit_sharding(b) is None:
         return None
-    specs = [list(_type(x).sharding.spec) for x in (a, b)]
+    shardings = [_type(x).sharding for x in (a, b)]
+    specs = [list(sharding.spec) for sharding in shardings]
     kept = [
         axis for spec, k in zip(specs, contract, strict=True) for axis in spec[:k] + spec[k + 1 :]
     ]
-    return NamedSharding(jax.sharding.get_abstract_mesh(), PartitionSpec(*kept))
+    used: set[object] = set()
+    for i, axes in enumerate(kept):
+        taken = {axes} if isinstance(axes, str) else set(axes or ())
+        kept[i] = None if taken & used else axes
+        used |= taken
+    mesh = next(s.mesh for s in shardings if not s.mesh.empty)
+    return NamedSharding(mesh, PartitionSpec(*kept))
 
 
-def _varying(x: Any) -> frozenset[Hashable]:
+def varying(x: Any) -> frozenset[Hashable]:
+    """The mesh axes over which an array varies, as far as its type says."""
     axes = getattr(_type(x), "manual_axis_type", None)  # None for a shape outside of any mesh
     return frozenset() if axes is None else axes.varying
 

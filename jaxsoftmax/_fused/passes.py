@@ -1,0 +1,175 @@
+"""The passes over the tokens as programs, which a mesh divides.
+
+Each is a function of (tree, plan, wanted), tree being what is given, with the tangents or
+cotangents of a linear one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import PartitionSpec
+
+from jaxsoftmax._fused import chunked, per_device
+from jaxsoftmax._fused.division import division_of
+from jaxsoftmax._fused.given import Differentiable, Given, Wanted
+from jaxsoftmax._fused.per_device import Work
+from jaxsoftmax._fused.plan import Plan
+from jaxsoftmax._row.losses import RowLosses
+from jaxsoftmax._xla.layouts import Layout
+from jaxsoftmax._xla.programs import Program
+
+Tree = Any
+NOTHING: Wanted = frozenset()
+
+
+def rows(given: Given, plan: Plan) -> RowLosses:
+    """Each row by itself."""
+    return _rows(given, alone=_alone(plan), plan=plan, wanted=NOTHING)
+
+
+def rows_and_gradients(given: Given, wanted: Wanted, plan: Plan) -> tuple[Array, Differentiable]:
+    """The losses, and the gradients of Σ weights · loss."""
+    return _rows_and_gradients(given, alone=_alone(plan), plan=plan, wanted=wanted)
+
+
+def tangents_of_rows(given: Given, tangents: Differentiable, plan: Plan) -> RowLosses:
+    """The tangents of `rows`."""
+    both = (given, tangents)
+    return _tangents(both, alone=_alone(plan), plan=plan, wanted=NOTHING)
+
+
+def _alone(plan: Plan) -> bool:
+    """Whether the user says how the classes are divided."""
+    return plan.options.axis_name is not None
+
+
+# --- the types of the results ---------------------------------------------------------------------
+
+
+def _like_rows(given: Given, plan: Plan, wanted: Wanted) -> RowLosses:
+    number = jnp.sum(given.rows.hidden, axis=-1).astype(given.rows.weights.dtype)
+    if not plan.options.return_statistics:
+        return RowLosses(number)
+    return RowLosses(number, number, number, number, number.astype(jnp.int32))
+
+
+def _like_rows_and_gradients(
+    given: Given, plan: Plan, wanted: Wanted
+) -> tuple[Array, Differentiable]:
+    losses = jnp.sum(given.rows.hidden, axis=-1).astype(given.rows.weights.dtype)
+    found = Differentiable.of(given).only(wanted)
+    of_layer = jax.tree.map(lambda x: x.astype(losses.dtype), found[2:])
+    return losses, Differentiable(*found[:2], *of_layer)
+
+
+def _like_tangents(both: tuple[Given, Differentiable], plan: Plan, wanted: Wanted) -> RowLosses:
+    return _like_rows(both[0], plan, wanted)._replace(predicted=None)
+
+
+def _like_pulled(both: tuple[Given, RowLosses], plan: Plan, wanted: Wanted) -> Differentiable:
+    return Differentiable.of(both[0]).only(wanted)
+
+
+# --- the programs ---------------------------------------------------------------------------------
+
+
+def _pulled(
+    tangents: Callable[[tuple[Given, Differentiable]], RowLosses],
+    both: tuple[Given, RowLosses],
+    wanted: Wanted,
+) -> Differentiable:
+    """The transpose of a function that is linear in the tangents."""
+    given, cotangents = both
+    transpose = jax.linear_transpose(
+        lambda dots: tangents((given, dots)), Differentiable.of(given).only(wanted)
+    )
+    (found,) = transpose(cotangents)
+    return found
+
+
+def _rows_divided(work: Work, given: Given, wanted: Wanted) -> RowLosses:
+    return per_device.rows(work, given)
+
+
+def _tangents_divided(work: Work, both: tuple[Given, Differentiable], wanted: Wanted) -> RowLosses:
+    return per_device.tangents_of_rows(work, both)
+
+
+def _pulled_divided(work: Work, both: tuple[Given, RowLosses], wanted: Wanted) -> Differentiable:
+    found = _pulled(lambda pair: per_device.tangents_of_rows(work, pair), both, wanted)
+    return work.home(found)
+
+
+def _program(
+    name: str,
+    whole: Callable[..., Tree],
+    like: Callable[..., Tree],
+    divided: Callable[..., Tree],
+    *,
+    gradients: bool,
+) -> Program:
+    def divide(
+        layout: Layout, tree: Tree, known: Tree, plan: Plan, wanted: Wanted
+    ) -> Callable[[Tree], Tree] | None:
+        given, of_given = (tree, known) if isinstance(tree, Given) else (tree[0], known[0])
+        division = division_of(layout, given, of_given, plan, gradients=gradients)
+        if division is None:
+            return None
+        return partial(divided, Work(layout, division, plan), wanted=wanted)
+
+    def placed(tree: Tree, plan: Plan, wanted: Wanted) -> Tree:
+        """Gradients lie as their arguments do, rows as their weights."""
+        given = tree if isinstance(tree, Given) else tree[0]
+        of_rows = _spec(given.rows.weights)
+        gradients = jax.tree.map(_spec, Differentiable.of(given).only(wanted))
+        shapes = jax.eval_shape(partial(like, plan=plan, wanted=wanted), tree)
+        if isinstance(shapes, Differentiable):
+            return gradients
+        if isinstance(shapes, RowLosses):
+            return jax.tree.map(lambda _: of_rows, shapes)
+        return of_rows, gradients
+
+    return Program(name, whole, like=like, divide=divide, placed=placed)
+
+
+def _spec(x: Array) -> PartitionSpec:
+    return PartitionSpec(*jax.typeof(x).sharding.spec)
+
+
+_rows = _program(
+    "linear_rows",
+    lambda given, plan, wanted: chunked.rows(given, plan),
+    _like_rows,
+    _rows_divided,
+    gradients=False,
+)
+_rows_and_gradients = _program(
+    "linear_rows_and_gradients",
+    lambda given, plan, wanted: chunked.rows_and_gradients(given, wanted, plan),
+    _like_rows_and_gradients,
+    per_device.rows_and_gradients,
+    gradients=True,
+)
+_tangents = _program(
+    "linear_tangents",
+    lambda both, plan, wanted: chunked.tangents_of_rows(both[0], both[1], plan),
+    _like_tangents,
+    _tangents_divided,
+    gradients=True,
+)
+_gradients_of_rows = _program(
+    "linear_gradients_of_rows",
+    lambda both, plan, wanted: _pulled(
+        lambda pair: chunked.tangents_of_rows(pair[0], pair[1], plan), both, wanted
+    ),
+    _like_pulled,
+    _pulled_divided,
+    gradients=True,
+)
+_tangents.transposes_to(_gradients_of_rows)

@@ -1,0 +1,197 @@
+"""The passes over the tokens for the devices of a mesh, each with its part of the work.
+
+Collectives stand where they cost least: the kernel comes before the loop over chunks and its
+gradient leaves after it, each once, in the kernel's dtype. Inside of the loop the devices that
+share the classes exchange a few numbers a row, as they do under `axis_name`, and where tokens move
+(`division`), a chunk of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxsoftmax._fused import chunked
+from jaxsoftmax._fused.division import Division
+from jaxsoftmax._fused.given import Differentiable, Given, Layer, Rows, Wanted
+from jaxsoftmax._fused.plan import Gathered, Plan
+from jaxsoftmax._row.losses import RowLosses
+from jaxsoftmax._row.targets import ClassLabels, SoftLabels
+from jaxsoftmax._xla import mesh
+from jaxsoftmax._xla.layouts import Axes, Layout
+
+P = PartitionSpec
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A division, and what follows from it for a call."""
+
+    layout: Layout
+    division: Division
+    plan: Plan
+
+    @property
+    def here(self) -> Plan:
+        """The plan of one device."""
+        division = self.division
+        axes = division.token_axes if division.moves else ()
+        options = dataclasses.replace(self.plan.options, axis_name=division.shards or None)
+        gathered = Gathered(axes, self.layout.size(axes), division.shards)
+        return dataclasses.replace(self.plan, options=options, gathered=gathered)
+
+    def of_rows(self, *rest: Axes | None) -> Tree:
+        """How an array with a row for each token is split."""
+        return P(*self.division.tokens, *rest)
+
+    def of_kernel(self, features: Axes, classes: Axes) -> Tree:
+        return P(classes, features) if self.plan.feature_axis else P(features, classes)
+
+    def of_given(self, given: Given) -> Given:
+        """How what is given is split."""
+        (_, labels, *_), _ = given
+        by_class = self.of_rows(self.division.shards)
+        row: Tree = self.of_rows()
+        one: Tree = P(self.division.shards)
+        split = Rows(
+            self.of_rows(None),
+            SoftLabels(by_class) if isinstance(labels, SoftLabels) else ClassLabels(row),
+            row,
+            by_class,
+            row,
+        )
+        kernel = self.of_kernel(self.division.features, self.division.classes)
+        return _present(Given(split, Layer(kernel, one, one, one)), given)
+
+    def run(self, f: Callable[..., Tree], *trees: Tree, specs: Tree, out_specs: Tree) -> Tree:
+        """f on each device."""
+        mapped = jax.shard_map(f, mesh=self.layout.mesh, in_specs=specs, out_specs=out_specs)
+        return mapped(*trees)
+
+    # --- the kernel, once before the loop, and its gradient, once after it
+
+    def arrive(self, kernel: Array) -> Array:
+        """This device's classes, with all of their features."""
+        at_features, at_classes = self.plan.feature_axis, 1 - self.plan.feature_axis
+        division = self.division
+        if division.moves:
+            if division.added:
+                kernel = mesh.own_part(kernel, division.added, at_classes)
+            return _exchange(kernel, division.features, at_classes, at_features)
+        for axis in reversed(division.features):
+            kernel = lax.all_gather(kernel, axis, axis=at_features, tiled=True)
+        for axis in reversed(division.classes[len(division.shards) :]):
+            kernel = lax.all_gather(kernel, axis, axis=at_classes, tiled=True)
+        return kernel
+
+    def depart(self, gradient: Array, dtype: np.dtype) -> Array:
+        """The kernel's gradient, summed over the tokens, split as the kernel is."""
+        at_features, at_classes = self.plan.feature_axis, 1 - self.plan.feature_axis
+        division = self.division
+        if dtype != jnp.float16:  # whose range a sum may leave before it is divided
+            gradient = gradient.astype(dtype)
+        if division.moves:
+            return _exchange(gradient, division.features, at_features, at_classes)
+        rest = list(division.token_axes)
+        gathered = division.classes[len(division.shards) :]
+        for axis in (*division.features, *gathered):
+            at = at_features if axis in division.features else at_classes
+            gradient = lax.psum_scatter(gradient, axis, scatter_dimension=at, tiled=True)
+            rest.remove(axis)
+        return lax.psum(gradient, tuple(rest)) if rest else gradient
+
+    def home(self, found: Differentiable) -> Differentiable:
+        """Gradients that lie as their arguments do."""
+        kernel = self.of_kernel(self.division.features, self.division.classes)
+        if found.kernel is not None and self.division.added:
+            found = found._replace(kernel=_constrained(found.kernel, self.layout, kernel))
+        if found.hidden is not None and self.division.lies != self.division.tokens:
+            hidden = _constrained(found.hidden, self.layout, P(*self.division.lies))
+            found = found._replace(hidden=hidden)
+        vectors = (found.bias, found.class_weights)
+
+        def placed(x: Array) -> Array:
+            spec = self.layout.of(x.shape) or ((),)
+            return _constrained(x, self.layout, P(*spec))
+
+        bias, class_weights = jax.tree.map(placed, vectors)
+        return found._replace(bias=bias, class_weights=class_weights)
+
+
+def _exchange(x: Array, axes: Axes, split: int, joined: int) -> Array:
+    """Each device's part of one dimension for its part of another."""
+    if not axes:
+        return x
+    return lax.all_to_all(x, axes, split_axis=split, concat_axis=joined, tiled=True)
+
+
+def _constrained(x: Array, layout: Layout, spec: PartitionSpec) -> Array:
+    return lax.with_sharding_constraint(x, NamedSharding(layout.mesh, spec))
+
+
+def _present(specs: Tree, tree: Tree) -> Tree:
+    """The specs of what is not None."""
+    if tree is None:
+        return None
+    if isinstance(specs, PartitionSpec):
+        return specs
+    return type(tree)(*(_present(s, x) for s, x in zip(specs, tree, strict=True)))
+
+
+def _arrived(work: Work, given: Given) -> Given:
+    kernel = work.arrive(given.layer.kernel)
+    return given._replace(layer=given.layer._replace(kernel=kernel))
+
+
+def rows(work: Work, given: Given) -> RowLosses:
+    def here(given: Given) -> RowLosses:
+        return chunked.rows(_arrived(work, given), work.here)
+
+    return work.run(here, given, specs=(work.of_given(given),), out_specs=work.of_rows())
+
+
+def rows_and_gradients(work: Work, given: Given, wanted: Wanted) -> tuple[Array, Differentiable]:
+    dtype, wide = given.layer.kernel.dtype, given.rows.weights.dtype
+
+    def here(given: Given) -> tuple[Array, Differentiable]:
+        losses, found = chunked.rows_and_gradients(_arrived(work, given), wanted, work.here)
+        if found.kernel is not None:
+            found = found._replace(kernel=work.depart(found.kernel, dtype))
+        if not work.division.moves and work.division.token_axes:
+            total = partial(mesh.total, axis_name=work.division.token_axes)
+            bias, class_weights = jax.tree.map(total, (found.bias, found.class_weights))
+            found = found._replace(bias=bias, class_weights=class_weights)
+        return losses, found
+
+    specs = work.of_given(given)
+    kernel = work.of_kernel(work.division.features, (*work.division.classes, *work.division.added))
+    out = Differentiable.of(specs).only(wanted)
+    if out.kernel is not None:
+        out = out._replace(kernel=kernel)
+    losses, found = work.run(here, given, specs=(specs,), out_specs=(work.of_rows(), out))
+    found = work.home(found)
+    if found.kernel is not None:
+        found = found._replace(kernel=found.kernel.astype(wide))
+    return losses, found
+
+
+def tangents_of_rows(work: Work, both: tuple[Given, Differentiable]) -> RowLosses:
+    given, tangents = both
+
+    def here(given: Given, tangents: Differentiable) -> RowLosses:
+        if tangents.kernel is not None:
+            tangents = tangents._replace(kernel=work.arrive(tangents.kernel))
+        return chunked.tangents_of_rows(_arrived(work, given), tangents, work.here)
+
+    specs = work.of_given(given)
+    moved = Differentiable.of(specs).only(tangents.names())
+    return work.run(here, given, tangents, specs=(specs, moved), out_specs=work.of_rows())
