@@ -18,6 +18,7 @@ from jaxsoftmax._row import row as _row
 from jaxsoftmax._row import softmax as _softmax
 from jaxsoftmax._xla import mesh
 from jaxsoftmax._xla.mesh import AxisName
+from jaxsoftmax._xla.shardings import by_rows
 
 _Array = Array | np.ndarray
 
@@ -159,17 +160,19 @@ def _call(
     axes = _arguments.class_axes("logits", x, axis)
     mask = _arguments.as_mask(where, x.shape, "logits")
     mesh.check_axis(axis_name, {"logits": x}, {})
-    result = _apply(function, axes, axis_name, x, mask)
+    result = _apply(x, mask, function=function, axes=axes, axis_name=axis_name)
     return jnp.expand_dims(result, axes) if keepdims else result
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnames=("function", "axes", "axis_name"))
+@partial(by_rows, class_axes=lambda axes, **_: axes)
 def _apply(
+    logits: Array,
+    where: Array | None,
+    *,
     function: Callable[[Array, AxisName], Array],
     axes: tuple[int, ...],
     axis_name: AxisName,
-    logits: Array,
-    where: Array | None,
 ) -> Array:
     """The function of classes that are last and one axis."""
     x = _logits.exclude(logits, where)

@@ -19,6 +19,7 @@ from jaxsoftmax._row import logits as _logits
 from jaxsoftmax._row import losses as _losses
 from jaxsoftmax._row.losses import RowLosses
 from jaxsoftmax._row.targets import Labels, SoftLabels
+from jaxsoftmax._xla.shardings import by_rows
 
 _Array = Array | np.ndarray
 _Weights = Real[_Array, "..."] | Bool[_Array, "..."] | None
@@ -283,6 +284,7 @@ def binary_cross_entropy(
 
 
 @partial(jax.jit, static_argnames=("rows_of", "axis", "options"))
+@partial(by_rows, class_axes=lambda axis, **_: (axis,))
 def _compute(
     logits: Array,
     arrays: Arrays,
@@ -298,6 +300,7 @@ def _compute(
 
 
 @partial(jax.jit, static_argnames=("options",))
+@partial(by_rows, class_axes=lambda **_: ())
 def _binary(
     logits: Array, pos_weight: Array | None, arrays: Arrays, *, options: LossOptions
 ) -> Loss:

@@ -362,3 +362,65 @@ def test_no_more_is_sent_than_by_materialised_logits(name, kind, tokens):
         sent.append(sum(c.sent_bytes for c in collectives.find(text, 8)))
     small = 16 * math.prod(shape) * 4  # a few numbers a row
     assert sent[0] <= 1.02 * sent[1] + small, sent
+
+
+# --- explicit axes: arrays beside the logits that are sharded otherwise, or not at all ------------
+
+EYE, COUNT = np.eye(4, dtype=np.float32), np.arange(4.0, dtype=np.float32)
+BESIDE = {
+    "class weights": lambda x, y, w: js.cross_entropy(x, y, class_weights=COUNT + 1),
+    "sharded class weights": lambda x, y, w: js.cross_entropy(x, y, class_weights=w),
+    "constant labels": lambda x, y, w: js.cross_entropy(x, jnp.arange(4)),
+    "constant distributions": lambda x, y, w: js.cross_entropy(x, EYE, class_weights=w),
+    "where": lambda x, y, w: js.cross_entropy(x, y, where=COUNT != 2, label_smoothing=0.1),
+    "masked": lambda x, y, w: js.cross_entropy(x, y, example_weights=COUNT > 1, reduction="sum"),
+    "ignored": lambda x, y, w: js.cross_entropy(x, np.arange(4), ignore_index=1),
+    "none": lambda x, y, w: jnp.sum(js.cross_entropy(x, y, class_weights=w, reduction="none")),
+    "statistics": lambda x, y, w: jnp.sum(
+        js.cross_entropy(x, np.arange(4), return_statistics=True, ignore_index=1)[1].entropy
+    ),
+    "nll": lambda x, y, w: js.nll_loss(js.log_softmax(x), np.arange(4), class_weights=w),
+    "binary": lambda x, y, w: js.binary_cross_entropy(
+        x, EYE, pos_weight=w, example_weights=COUNT[:, None]
+    ),
+    "softmax": lambda x, y, w: jnp.sum(js.softmax(x, where=COUNT != 2) ** 2),
+    "along the batch": lambda x, y, w: jnp.sum(js.log_softmax(x, axis=0) * w[None]),
+    "all axes": lambda x, y, w: js.logsumexp(x, axis=(0, 1)),
+    "linear": lambda x, y, w: js.linear_cross_entropy(x, EYE, np.arange(4), w, class_weights=COUNT),
+    "linear where": lambda x, y, w: js.linear_cross_entropy(
+        x, EYE, y, where=COUNT != 2, ignore_index=0
+    ),
+    "linear distributions": lambda x, y, w: js.linear_cross_entropy(x, EYE, EYE),
+    "linear weights": lambda x, y, w: js.linear_cross_entropy(x, EYE, y, example_weights=w),
+    "linear reference": lambda x, y, w: js.linear_cross_entropy(
+        x, EYE, y, class_weights=w, implementation="reference"
+    ),
+    "a sharded kernel": lambda x, y, w: js.linear_cross_entropy(EYE, x, y, class_weights=w),
+}
+
+
+@pytest.mark.exhaustive(every=3)
+@pytest.mark.parametrize("spec", [P("d"), P(None, "d")], ids=["rows", "classes"])
+@pytest.mark.parametrize("case", BESIDE)
+def test_explicit_axes_that_do_not_agree(case, spec):
+    mesh = Mesh(np.array(jax.devices()[:4]), ("d",), axis_types=(AxisType.Explicit,))
+    f = jax.value_and_grad(BESIDE[case])
+    arrays = (EYE, np.arange(4), COUNT + 1)
+    given = put(arrays, (spec, P("d"), P("d")), mesh)
+    expected = jax.jit(f)(*arrays)
+    assert_close(jax.jit(f)(*given), expected)
+    with jax.set_mesh(mesh):
+        assert_close(jax.jit(f)(*given), expected)
+
+
+def test_values_on_explicit_axes():
+    """eye(4) by rows: class weights 1 to 4, and constant labels."""
+    mesh = Mesh(np.array(jax.devices()[:4]), ("d",), axis_types=(AxisType.Explicit,))
+    x, y, _ = put((EYE, np.arange(4), COUNT), (P("d"), P("d"), P("d")), mesh)
+    for f in (BESIDE["class weights"], BESIDE["constant labels"]):
+        np.testing.assert_allclose(f(x, y, None), 0.7437, atol=5e-5)
+    kernel = jax.device_put(EYE, NamedSharding(mesh, P("d", None)))
+    with jax.set_mesh(mesh):
+        gradient = jax.grad(js.linear_cross_entropy, 1)(x, kernel, y)
+    p = np.exp(EYE) / np.exp(EYE).sum(-1, keepdims=True)
+    np.testing.assert_allclose(gradient, (p - EYE) / 4, atol=1e-6)

@@ -15,11 +15,12 @@ from jaxsoftmax._fused.given import Given, Layer, Rows
 from jaxsoftmax._fused.plan import Plan
 from jaxsoftmax._options import LinearOptions
 from jaxsoftmax._xla.dtypes import accumulator
-from jaxsoftmax._xla.shardings import ones_of_rows, vary_alike
+from jaxsoftmax._xla.shardings import on_their_mesh, ones_of_rows, vary_alike
 from jaxsoftmax.tuning import Chunk
 
 
 @partial(jax.jit, static_argnames=("options", "chunk"))
+@on_their_mesh
 def loss(
     hidden: Array,
     kernel: Array,

@@ -43,12 +43,10 @@ def take(values: Shaped[Array, "C"], index: Int[Array, "*b"]) -> Shaped[Array, "
     def gather(values: Array, index: Array) -> Array:
         return jnp.take(values, index, axis=0)
 
-    mesh = explicit_mesh((values, index))
-    if mesh is None:
+    if explicit_mesh((values, index)) is None:
         return gather(values, index)
-    with jax.sharding.use_abstract_mesh(mesh):
-        placed = jax.typeof(index).sharding.spec
-        return jax.sharding.auto_axes(gather, out_sharding=placed)(values, index)
+    placed = jax.typeof(index).sharding.spec
+    return jax.sharding.auto_axes(gather, out_sharding=placed)(values, index)
 
 
 def is_class(logits: Shaped[Array, "*b C"], label: Int[Array, "*b"]) -> Bool[Array, "*b C"]:

@@ -90,14 +90,12 @@ class Program:
         if alone:
             return self._whole(tree, **options)
         leaves = jax.tree.leaves(tree)
-        mesh = explicit_mesh(leaves)
-        if mesh is None:
+        if explicit_mesh(leaves) is None:
             return self._bind(tree, None, options)
         specs = tuple(layouts.of_type(jax.typeof(x).sharding.spec) for x in leaves)
         placed = self._placed(tree, **options)
         automatic = partial(self._bind, specs=specs, options=options)
-        with jax.sharding.use_abstract_mesh(mesh):
-            return jax.sharding.auto_axes(automatic, out_sharding=placed)(tree)
+        return jax.sharding.auto_axes(automatic, out_sharding=placed)(tree)
 
     def transposes_to(self, other: Program) -> None:
         """Say that the tree is (known, linear), and that other((known, cotangents)) is the rest."""

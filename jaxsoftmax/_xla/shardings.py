@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
-from typing import Any, TypeVar
+import functools
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jax import Array, lax
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 Tree = TypeVar("Tree")
+Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def explicit_sharding(x: Any) -> NamedSharding | None:
@@ -25,6 +27,59 @@ def explicit_mesh(arrays: Iterable[Any]) -> AbstractMesh | None:
     """The mesh on whose explicit axes one of the arrays is sharded; None where none is."""
     found = (explicit_sharding(x) for x in arrays)
     return next((sharding.mesh.abstract_mesh for sharding in found if sharding is not None), None)
+
+
+def on_their_mesh(f: Function) -> Function:
+    """f in the context of the mesh on whose explicit axes its arrays are, so that new ones are too.
+
+    `jax.jit` alone gives its arguments' mesh to no context.
+    """
+
+    @functools.wraps(f)
+    def call(*arguments: object, **keywords: object) -> object:
+        mesh = explicit_mesh(jax.tree.leaves(arguments))
+        if mesh is None:
+            return f(*arguments, **keywords)
+        with jax.sharding.use_abstract_mesh(mesh):
+            return f(*arguments, **keywords)
+
+    return cast(Function, call)
+
+
+def by_rows(f: Function, class_axes: Callable[..., tuple[int, ...]]) -> Function:
+    """A function of logits, and of arrays beside them, the same on explicit axes.
+
+    JAX asks that explicit shardings agree in each operation. Where those of the arrays do, they
+    stay; else the axes are automatic inside, and rows come out as those of the logits.
+    `class_axes(**keywords)` are the axes that a row does not have.
+    """
+
+    @functools.wraps(f)
+    def call(logits: Array, *others: object, **keywords: object) -> object:
+        leaves = jax.tree.leaves((logits, others))
+        mesh = explicit_mesh(leaves)
+        if mesh is None:
+            return f(logits, *others, **keywords)
+        classes = class_axes(**keywords)
+        spec = jax.typeof(logits).sharding.spec
+        kept = [i for i in range(logits.ndim) if i not in classes]
+        placed = {(): PartitionSpec(), logits.shape: spec}
+        placed[tuple(logits.shape[i] for i in kept)] = PartitionSpec(*(spec[i] for i in kept))
+
+        def place(x: Any) -> PartitionSpec:
+            return placed.get(x.shape, PartitionSpec())
+
+        of_f = functools.partial(f, **keywords)
+        with jax.sharding.use_abstract_mesh(mesh):
+            agree = all(jax.typeof(x).sharding.spec == placed.get(x.shape) for x in leaves)
+            if agree and len(classes) < 2:
+                return of_f(logits, *others)
+            types = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (logits, others))
+            results = jax.eval_shape(lambda both: of_f(both[0], *both[1]), types)
+            automatic = jax.sharding.auto_axes(of_f, out_sharding=jax.tree.map(place, results))
+            return automatic(logits, *others)
+
+    return cast(Function, call)
 
 
 def manual_axes() -> bool:
