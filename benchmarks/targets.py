@@ -14,14 +14,6 @@ import numpy as np
 
 _H200 = pathlib.Path(__file__).parent / "h200.textproto"
 _CUDA_PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
-TPU_OF_DEVICES = {
-    2: "v5e:1x2",
-    4: "v5e:2x2",
-    8: "v5e:2x4",
-    16: "v5e:4x4",
-    64: "v5e:8x8",
-    256: "v5e:16x16",
-}
 
 
 def unavailable(target: str) -> str | None:
@@ -54,8 +46,9 @@ def devices(target: str) -> Any:
     if kind == "tpu":
         topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
     elif kind == "cuda":
+        count = name.partition(":")[2] or "1"
         topology = topologies.get_topology_desc(
-            platform="cuda", target_config=_H200.read_text(), topology="1x1x1"
+            platform="cuda", target_config=_H200.read_text(), topology=f"1x{count}x1"
         )
     else:
         return np.array(jax.devices())

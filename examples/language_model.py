@@ -2,30 +2,39 @@
 
     pip install "jaxsoftmax[examples]"
     python examples/language_model.py
+    python examples/language_model.py --fsdp 4 --tensor 2      # over 8 virtual devices of the CPU
 
 A small transformer (Flax NNX) learns the standard library that this Python came with, over a
 vocabulary of 8192 words made on the spot. Its embedding is also its last layer, and its loss is
 `linear_cross_entropy`: hidden states and embedding go in, and of the logits only a part exists at
 a time. The compiled training step is weighed beside that of the same loss over all logits.
+
+Over a mesh, the batch and the weights are sharded over `--fsdp` devices and the embedding's words
+over `--tensor`; the loss is the same line of code. What a device sends in a step is counted.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import os
 import re
+import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+# No remarks of XLA's partitioner on how the model's own layers lie on a mesh.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import jax
 import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -166,8 +175,9 @@ def unfused_loss(model: LanguageModel, tokens: jax.Array, labels: jax.Array) -> 
     return cross_entropy(logits, labels, ignore_index=PADDING, z_loss=Z_LOSS)
 
 
-def make_step(loss: Loss, structure: nnx.GraphDef) -> Callable:  # type: ignore[type-arg]
+def make_step(loss: Loss, structure: nnx.GraphDef, state: nnx.State) -> Callable:  # type: ignore[type-arg]
     """(state, tokens, labels) -> state, loss; to be compiled, the state given up."""
+    lies = jax.tree.map(lambda x: x.sharding, state)
 
     def step(state: nnx.State, tokens: jax.Array, labels: jax.Array) -> tuple:  # type: ignore[type-arg]
         model, optimizer = nnx.merge(structure, state)
@@ -175,7 +185,71 @@ def make_step(loss: Loss, structure: nnx.GraphDef) -> Callable:  # type: ignore[
         optimizer.update(model, gradient)
         return nnx.state((model, optimizer)), value
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, out_shardings=(lies, None))
+
+
+# --- a mesh ---------------------------------------------------------------------------------------
+
+
+def place(state: nnx.State, mesh: Mesh) -> nnx.State:
+    """Each weight, and its state of the optimizer, over the devices of the mesh.
+
+    The words of an embedding go over "tensor", the first axis of a weight that divides over "fsdp".
+    """
+
+    def spec(x: jax.Array) -> PartitionSpec:
+        if x.ndim < 2:
+            return PartitionSpec()
+        axes: list[str | None] = [None] * x.ndim
+        if x.shape[0] == max(x.shape) and x.shape[0] % mesh.shape["tensor"] == 0:
+            axes[0] = "tensor"
+        divided = [
+            i for i, n in enumerate(x.shape) if axes[i] is None and not n % mesh.shape["fsdp"]
+        ]
+        if divided:
+            axes[divided[0]] = "fsdp"
+        return PartitionSpec(*axes)
+
+    return jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, spec(x))), state)
+
+
+def place_rows(batch: tuple[np.ndarray, ...], mesh: Mesh) -> tuple[jax.Array, ...]:
+    """Sequences over "fsdp"."""
+    rows = NamedSharding(mesh, PartitionSpec("fsdp"))
+    return tuple(jax.device_put(x, rows) for x in batch)
+
+
+def sent_bytes(compiled: jax.stages.Compiled) -> dict[str, int]:
+    """Bytes that a device sends in one run, by kind of collective."""
+    sys.path.append(str(Path(__file__).parents[1]))
+    from benchmarks import collectives
+
+    found = collectives.totals(compiled.as_text(), jax.device_count())
+    return {kind: total.sent_bytes for kind, total in found.items()}
+
+
+def report_mesh(
+    state: nnx.State,
+    structure: nnx.GraphDef,  # type: ignore[type-arg]
+    first: tuple[np.ndarray, np.ndarray],
+    mesh: Mesh,
+    console: Console,
+) -> None:
+    """The first loss on one device and on the mesh, and what a step of either loss sends there."""
+    table = Table(title="A step over " + " x ".join(f"{n} {a}" for a, n in mesh.shape.items()))
+    for column in ("loss", "on one device", "on the mesh", "sent by a device"):
+        table.add_column(column, justify="left" if column == "loss" else "right")
+    placed = place(state, mesh)
+    batch = place_rows(first, mesh)
+    for name, loss in (("fused", fused_loss), ("unfused", unfused_loss)):
+        alone = jax.jit(make_step(loss, structure, state).__wrapped__)(state, *first)[1]
+        step = make_step(loss, structure, placed).lower(placed, *batch).compile()
+        together = step(jax.tree.map(jnp.copy, placed), *batch)[1]  # which is given up
+        sent = sent_bytes(step)
+        kinds = ", ".join(f"{kind} {size / MIB:.2f}" for kind, size in sent.items())
+        cells = (f"{float(x):.6f}" for x in (alone, together))
+        table.add_row(name, *cells, f"{sum(sent.values()) / MIB:.2f} MiB ({kinds})")
+    console.print(table)
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -243,9 +317,16 @@ def train(
     structure, state = nnx.split((model, nnx.Optimizer(model, chain, wrt=nnx.Param)))
     stream = batches(train_set, options.batch, options.seed)
     first = next(stream)
+    if options.fsdp * options.tensor > 1:
+        sizes = (options.fsdp, options.tensor)
+        kinds = (AxisType.Auto,) * 2  # Flax's layers do not take explicit axes
+        mesh = jax.make_mesh(sizes, ("fsdp", "tensor"), axis_types=kinds)
+        report_mesh(state, structure, first, mesh, console)
+        state, first = place(state, mesh), place_rows(first, mesh)
+        stream = (place_rows(batch, mesh) for batch in stream)
     with console.status("Compiling the training step with either loss"):
         steps = {
-            name: make_step(loss, structure).lower(state, *first).compile()
+            name: make_step(loss, structure, state).lower(state, *first).compile()
             for name, loss in (("fused", fused_loss), ("unfused", unfused_loss))
         }
     temporaries = {name: step.memory_analysis().temp_size_in_bytes for name, step in steps.items()}
@@ -364,12 +445,18 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=positive, default=8192)
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fsdp", type=positive, default=1, help="devices that share the batch")
+    parser.add_argument("--tensor", type=positive, default=1, help="devices that share the words")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".png"))
     options = parser.parse_args()
     if options.vocabulary <= START + 1:
         parser.error(f"--vocabulary must be more than the {START + 1} bytes and marks")
     if options.width % 32 and options.width > 32:
         parser.error(f"--width must be a multiple of 32, got {options.width}")
+    if options.batch % options.fsdp:
+        parser.error(f"--batch must be a multiple of --fsdp, got {options.batch}, {options.fsdp}")
+    if options.fsdp * options.tensor > 1:  # before JAX is used
+        jax.config.update("jax_num_cpu_devices", options.fsdp * options.tensor)
     console = Console()
 
     with console.status("Reading the standard library"):

@@ -97,7 +97,8 @@ def linear_cross_entropy(
         axis_name: inside `jax.shard_map`, the mesh axis that splits the classes in equal shards:
             `kernel`, `bias`, `where`, `class_weights` and soft labels are this device's, integer
             labels are global. Three numbers per example are communicated, and for the gradient
-            of `hidden` one sum of its size.
+            of `hidden` one sum of its size. Under `jit`, sharded arrays need no name: the work
+            is divided over their mesh, in the way that sends less.
 
     Returns:
         The loss, float32 (float64 where hidden or kernel is): a scalar, or `[...]` for
@@ -111,7 +112,8 @@ def linear_cross_entropy(
 
     Raises:
         TypeError: an array of the wrong kind, an option that is an array or tracer.
-        ValueError: a wrong shape or option value; `chunk_size` with implementation="reference".
+        ValueError: a wrong shape or option value; `chunk_size` with implementation="reference";
+            an `axis_name` that types show not to be the axis of the classes.
 
     Example:
         >>> import jax.numpy as jnp

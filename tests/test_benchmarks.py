@@ -652,7 +652,7 @@ def test_groups_branches_and_loops_of_unknown_trip_count():
 
 @needs_eight
 def test_a_sharded_program_of_the_suite_communicates():
-    wanted = ("cross_entropy", "tokens")
+    wanted = ("cross_entropy", "data")
     (program,) = [
         p
         for p in sharded_programs.programs(quick=True)

@@ -48,6 +48,17 @@ def test_it_learns_more_than_the_frequencies_of_words(tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_over_a_mesh_it_is_the_same_loss_and_sends_less(tmp_path):
+    done = run(tmp_path / "model.png", *SMALL, "--steps", "1", "--fsdp", "2", "--tensor", "2")
+    assert "A step over 2 fsdp x 2 tensor" in done.stdout, done.stdout + done.stderr
+    row = r"│ {} +│ +([\d.]+) │ +([\d.]+) │ +([\d.]+) MiB"
+    (fused,) = re.findall(row.format("fused"), done.stdout)
+    (unfused,) = re.findall(row.format("unfused"), done.stdout)
+    assert float(fused[0]) == pytest.approx(float(fused[1]), rel=1e-5)
+    assert float(fused[1]) == pytest.approx(float(unfused[1]), rel=1e-5)
+    assert float(fused[2]) < float(unfused[2])
+
+
 def test_it_says_that_it_did_not_learn(tmp_path):
     done = run(tmp_path / "model.png", *SMALL, "--steps", "1")
     assert done.returncode != 0
