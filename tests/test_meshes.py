@@ -142,7 +142,7 @@ def reference(h, w, y):
 LOSSES = {f.__name__: f for f in (mean, everything, none, statistics, soft, reference)}
 
 
-@pytest.mark.exhaustive(every=3)
+@pytest.mark.exhaustive(every=8)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -162,7 +162,7 @@ def test_value_and_gradients(name, loss, kind):
         assert_close(jax.jit(f)(*given), expected)
 
 
-@pytest.mark.exhaustive(every=4)
+@pytest.mark.exhaustive(every=8)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("loss", ["mean", "none"])
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -312,7 +312,7 @@ def compiled_step(loss, layout, kind, arrays, micro_batches=2):
         return jitted.lower(master, state, h, y).compile(), (master, state, h, y)
 
 
-@pytest.mark.exhaustive(every=3)
+@pytest.mark.exhaustive(every=6)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", [n for n in LAYOUTS if n != "labels alone"])
 def test_a_training_step(name, kind):
@@ -339,7 +339,7 @@ def test_a_training_step(name, kind):
     assert reads(master, layout.kernel)
 
 
-@pytest.mark.exhaustive(every=3)
+@pytest.mark.exhaustive(every=9)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", [n for n in LAYOUTS if n != "labels alone"])
 @pytest.mark.parametrize("tokens", [256, 8192])
@@ -399,7 +399,7 @@ BESIDE = {
 }
 
 
-@pytest.mark.exhaustive(every=3)
+@pytest.mark.exhaustive(every=8)
 @pytest.mark.parametrize("spec", [P("d"), P(None, "d")], ids=["rows", "classes"])
 @pytest.mark.parametrize("case", BESIDE)
 def test_explicit_axes_that_do_not_agree(case, spec):

@@ -477,7 +477,7 @@ BINDINGS = {
 }
 
 
-@pytest.mark.exhaustive(every=3)
+@pytest.mark.exhaustive(every=4)
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "z_loss": 0.01}])
 @pytest.mark.parametrize("binding", BINDINGS)
 def test_gradients_do_not_depend_on_what_binds_the_axis(binding, options):
