@@ -134,8 +134,10 @@ def checked_logits(name: str, logits: object, axis: object) -> tuple[Array, int]
 
 
 def class_axes(name: str, array: Array, axis: object, *, several: bool = True) -> tuple[int, ...]:
-    """The same for one axis or a tuple of them."""
-    expected = "an int or a tuple of ints" if several else "an int"
+    """The same for one axis, a tuple of them, or None for all."""
+    if several and axis is None:
+        axis = tuple(range(array.ndim))
+    expected = "an int, a tuple of ints, or None" if several else "an int"
     given = axis if several and isinstance(axis, tuple) else (axis,)
     axes = [a for a in given if isinstance(a, (int, np.integer)) and not isinstance(a, bool)]
     if len(axes) < len(given):

@@ -53,6 +53,8 @@ jax.export.register_namedtuple_serialization(
     LossStatistics, serialized_name="jaxsoftmax.LossStatistics"
 )
 
+ROUNDING = 1e-5  # how far beyond [0, 1] the label of a binary loss may lie
+
 Loss = Array | tuple[Array, LossStatistics]
 
 
@@ -112,7 +114,10 @@ def of_entries(logits: Array, labels: Array, example_weights: Array | None) -> E
     """The same for losses that have no class axis: every entry is an example."""
     dtype = accumulator(logits.dtype)
     y = labels.astype(dtype)
-    y = keep(y, (y >= 0.0) & (y <= 1.0), jnp.nan)
+    # A sum of probabilities, or a resized mask, may round to a little more than 1.
+    near = (y >= -ROUNDING) & (y <= 1.0 + ROUNDING)
+    y = keep(keep(y, y >= 0.0, 0.0), y <= 1.0, 1.0)
+    y = keep(y, near, jnp.nan)
 
     def broken() -> Array:
         return ~jnp.isfinite(logits) | jnp.isnan(y)

@@ -49,7 +49,7 @@ def cross_entropy_gradient(
         reduction: "mean", or "sum" or "none", whose gradients (of a cotangent of ones) agree.
 
     Returns:
-        `[..., C]` in the dtype of `logits`.
+        `[..., C]` in the dtype of `logits`; NaN in the row of a label outside [0, C).
 
     Raises:
         ValueError: an unknown reduction.
@@ -67,7 +67,8 @@ def cross_entropy_gradient(
     x, axis = _arguments.checked_logits("logits", logits, -1)
     y = _arguments.as_labels(labels, "logits", x.shape, axis)
     if y.ndim < x.ndim:
-        y = jnp.eye(x.shape[-1])[y]  # one-hot
+        valid = (y >= 0) & (y < x.shape[-1])
+        y = jnp.where(valid[..., None], jnp.eye(x.shape[-1])[y], jnp.nan)  # one-hot
     gradient = _softmax(x) - y.astype(x.dtype)
     examples = x.size // x.shape[-1]
     return gradient / examples if reduction == "mean" and examples else gradient

@@ -25,7 +25,7 @@ _Array = Array | np.ndarray
 
 def logsumexp(
     logits: Float[_Array, "..."],
-    axis: int | tuple[int, ...] = -1,
+    axis: int | tuple[int, ...] | None = -1,
     *,
     where: Bool[_Array, "..."] | None = None,
     keepdims: bool = False,
@@ -38,7 +38,8 @@ def logsumexp(
 
     Args:
         logits: `[..., C, ...]`, floating point.
-        axis: the class axis, or several.
+        axis: the class axis, or several, or None for all. (Where `jax.nn` and SciPy reduce all
+            axes by default, this reduces the last.)
         where: boolean, broadcastable to `logits`; excluded classes do not exist.
         keepdims: keep the class axes with length 1.
         axis_name: inside `jax.shard_map`, the mesh axis over which the classes are split.
@@ -69,7 +70,7 @@ def logsumexp(
 
 def softmax(
     logits: Float[_Array, "..."],
-    axis: int | tuple[int, ...] = -1,
+    axis: int | tuple[int, ...] | None = -1,
     *,
     where: Bool[_Array, "..."] | None = None,
     axis_name: str | tuple[str, ...] | None = None,
@@ -78,7 +79,7 @@ def softmax(
 
     Args:
         logits: `[..., C, ...]`, floating point.
-        axis: the class axis, or several that share one distribution.
+        axis: the class axis, or several that share one distribution, or None for all.
         where: boolean, broadcastable to `logits`; an excluded class has probability 0.
         axis_name: inside `jax.shard_map`, the mesh axis over which the classes are split.
 
@@ -108,7 +109,7 @@ def softmax(
 
 def log_softmax(
     logits: Float[_Array, "..."],
-    axis: int | tuple[int, ...] = -1,
+    axis: int | tuple[int, ...] | None = -1,
     *,
     where: Bool[_Array, "..."] | None = None,
     axis_name: str | tuple[str, ...] | None = None,
@@ -117,7 +118,7 @@ def log_softmax(
 
     Args:
         logits: `[..., C, ...]`, floating point.
-        axis: the class axis, or several that share one distribution.
+        axis: the class axis, or several that share one distribution, or None for all.
         where: boolean, broadcastable to `logits`; an excluded class has log-probability -inf.
         axis_name: inside `jax.shard_map`, the mesh axis over which the classes are split.
 
@@ -150,7 +151,7 @@ def log_softmax(
 def _call(
     function: Callable[[Array, AxisName], Array],
     logits: object,
-    axis: int | tuple[int, ...],
+    axis: int | tuple[int, ...] | None,
     where: object,
     axis_name: AxisName,
     keepdims: bool = False,

@@ -250,7 +250,8 @@ def binary_cross_entropy(
 
     Returns:
         The loss, float32 (float64 for float64 logits); full relative accuracy for hard labels,
-        however confident the logit. A label outside [0, 1] makes its entry NaN.
+        however confident the logit. A label outside [0, 1] makes its entry NaN; up
+        to 1e-5 beyond counts as 0 or 1, being rounding.
 
     Gradients: σ(x) − y without `pos_weight`, formed as −σ(−x) at y = 1; 0 for ignored entries.
         They flow to `logits`, real `labels`, `pos_weight`, real `example_weights` and

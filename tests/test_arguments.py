@@ -118,7 +118,7 @@ AXIS = [
     Misuse("float", WITH_AXIS, {"axis": 1.0}, TypeError, ("axis", "an int", "got 1.0")),
     Misuse("bool", WITH_AXIS, {"axis": True}, TypeError, ("axis", "an int", "got True")),
     Misuse("string", WITH_AXIS, {"axis": "C"}, TypeError, ("axis", "an int", "got 'C'")),
-    Misuse("None", WITH_AXIS, {"axis": None}, TypeError, ("axis", "an int", "got None")),
+    Misuse("None", OVER_CLASSES, {"axis": None}, TypeError, ("axis", "an int", "got None")),
     Misuse("list", WITH_AXIS, {"axis": [0, 1]}, TypeError, ("axis", "an int", "got [0, 1]")),
     Misuse("array", WITH_AXIS, {"axis": jnp.int32(1)}, TypeError, ("axis", "an int", "got ")),
     Misuse("twice", DISTRIBUTIONS, {"axis": (1, 1)}, ValueError, ("axis", "twice", "got (1, 1)")),

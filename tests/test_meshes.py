@@ -384,7 +384,7 @@ BESIDE = {
         x, EYE, pos_weight=w, example_weights=COUNT[:, None]
     ),
     "softmax": lambda x, y, w: jnp.sum(js.softmax(x, where=COUNT != 2) ** 2),
-    "along the batch": lambda x, y, w: jnp.sum(js.log_softmax(x, axis=0) * w[None]),
+    "along the batch": lambda x, y, w: jnp.sum(js.log_softmax(x, axis=0) * COUNT[None]),
     "all axes": lambda x, y, w: js.logsumexp(x, axis=(0, 1)),
     "linear": lambda x, y, w: js.linear_cross_entropy(x, EYE, np.arange(4), w, class_weights=COUNT),
     "linear where": lambda x, y, w: js.linear_cross_entropy(
