@@ -251,6 +251,32 @@ def test_mixed_kinds_of_axes(kind):
     assert_close(jax.jit(f)(*given), jax.jit(f)(h, w, y))
 
 
+@pytest.mark.exhaustive(every=3)
+@pytest.mark.parametrize("manual", [("data",), ("model",), ("data", "model")])
+@pytest.mark.parametrize("kinds", ["auto auto", "explicit explicit", "auto explicit"])
+def test_a_mesh_that_is_partly_manual(kinds, manual):
+    """`shard_map` over some axes, and the others left as they are."""
+    h, w, y = arrays_of((BATCH,))
+    devices = np.array(jax.devices()[:8]).reshape(4, 2)
+    mesh = Mesh(devices, ("data", "model"), axis_types=tuple(KINDS[k] for k in kinds.split()))
+    specs = (P("data"), P(None, "model"), P("data"))
+    inside = tuple(P(*(a if a in manual else None for a in spec)) for spec in specs)
+
+    def here(h, w, y):
+        axis = {"axis_name": "model"} if "model" in manual else {}
+        loss = js.linear_cross_entropy(h, w, y, reduction="sum", **axis)
+        return jax.lax.psum(loss, "data") if "data" in manual else loss
+
+    def f(h, w, y):
+        mapped = jax.shard_map(here, axis_names=set(manual), in_specs=inside, out_specs=P())
+        return mapped(h, w, y) / BATCH
+
+    expected = jax.value_and_grad(js.linear_cross_entropy, (0, 1))(h, w, y)
+    with jax.set_mesh(mesh):
+        found = jax.jit(jax.value_and_grad(f, (0, 1)))(*put((h, w, y), specs, mesh))
+    assert_close(found, expected)
+
+
 def test_bfloat16():
     """As accurate as on one device, though parts of a gradient are added in bfloat16."""
     h, w, y = arrays_of()

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Int, Shaped
 
-from jaxsoftmax._xla.shardings import explicit_mesh, explicit_sharding
+from jaxsoftmax._xla.shardings import automatic, explicit_mesh, explicit_sharding
 
 
 def keep(
@@ -43,10 +43,10 @@ def take(values: Shaped[Array, "C"], index: Int[Array, "*b"]) -> Shaped[Array, "
     def gather(values: Array, index: Array) -> Array:
         return jnp.take(values, index, axis=0)
 
-    if explicit_mesh((values, index)) is None:
+    mesh = explicit_mesh((values, index))
+    if mesh is None:
         return gather(values, index)
-    placed = jax.typeof(index).sharding.spec
-    return jax.sharding.auto_axes(gather, out_sharding=placed)(values, index)
+    return automatic(gather, mesh, jax.typeof(index).sharding.spec)(values, index)
 
 
 def is_class(logits: Shaped[Array, "*b C"], label: Int[Array, "*b"]) -> Bool[Array, "*b C"]:

@@ -30,7 +30,7 @@ from jaxsoftmax._xla.forms import (
     type_of_linear,
 )
 from jaxsoftmax._xla.layouts import Spec
-from jaxsoftmax._xla.shardings import explicit_mesh, manual_axes
+from jaxsoftmax._xla.shardings import automatic, explicit_mesh, manual_axes
 
 Tree = Any
 Function = Callable[..., Tree]
@@ -90,12 +90,13 @@ class Program:
         if alone:
             return self._whole(tree, **options)
         leaves = jax.tree.leaves(tree)
-        if explicit_mesh(leaves) is None:
+        mesh = explicit_mesh(leaves)
+        if mesh is None:
             return self._bind(tree, None, options)
         specs = tuple(layouts.of_type(jax.typeof(x).sharding.spec) for x in leaves)
         placed = self._placed(tree, **options)
-        automatic = partial(self._bind, specs=specs, options=options)
-        return jax.sharding.auto_axes(automatic, out_sharding=placed)(tree)
+        bind = partial(self._bind, specs=specs, options=options)
+        return automatic(bind, mesh, placed)(tree)
 
     def transposes_to(self, other: Program) -> None:
         """Say that the tree is (known, linear), and that other((known, cotangents)) is the rest."""

@@ -46,6 +46,11 @@ def on_their_mesh(f: Function) -> Function:
     return cast(Function, call)
 
 
+def automatic(f: Callable[..., Tree], mesh: AbstractMesh, placed: object) -> Callable[..., Tree]:
+    """f with the mesh's explicit axes automatic inside; its results lie as `placed` says."""
+    return jax.sharding.auto_axes(f, axes=mesh.explicit_axes, out_sharding=placed)
+
+
 def by_rows(f: Function, class_axes: Callable[..., tuple[int, ...]]) -> Function:
     """A function of logits, and of arrays beside them, the same on explicit axes.
 
@@ -76,8 +81,7 @@ def by_rows(f: Function, class_axes: Callable[..., tuple[int, ...]]) -> Function
                 return of_f(logits, *others)
             types = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (logits, others))
             results = jax.eval_shape(lambda both: of_f(both[0], *both[1]), types)
-            automatic = jax.sharding.auto_axes(of_f, out_sharding=jax.tree.map(place, results))
-            return automatic(logits, *others)
+            return automatic(of_f, mesh, jax.tree.map(place, results))(logits, *others)
 
     return cast(Function, call)
 
