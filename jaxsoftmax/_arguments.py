@@ -96,6 +96,13 @@ def as_array(name: str, value: object) -> Array:
     return jnp.asarray(value)
 
 
+def as_quantity(value: object) -> object:
+    """NumPy's 64-bit integers as floating point: clipped to 32 bits they would be other numbers."""
+    if isinstance(value, (np.ndarray, np.integer)) and value.dtype in (np.int64, np.uint64):
+        return np.asarray(value, np.float64)
+    return value
+
+
 def as_real(name: str, value: object) -> Array:
     """An array of floating point numbers."""
     array = as_array(name, value)
@@ -208,7 +215,8 @@ def as_labels(value: object, logits_name: str, shape: Shape, axis: int) -> Array
 
     The rank tells which, never the dtype.
     """
-    labels = as_array("labels", value)
+    soft = isinstance(value, np.ndarray) and value.ndim == len(shape)
+    labels = as_array("labels", as_quantity(value) if soft else value)
     batch = tuple(n for i, n in enumerate(shape) if i != axis)
     if labels.ndim == len(shape):
         if labels.shape != tuple(shape):
@@ -250,7 +258,7 @@ def _of_shape(name: str, array: Array, shape: Shape, what: str) -> Array:
 
 
 def _real_or_bool(name: str, value: object) -> Array:
-    array = as_array(name, value)
+    array = as_array(name, as_quantity(value))
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise TypeError(f"{name} must be real or boolean, got dtype {array.dtype}")
     return array
@@ -266,11 +274,11 @@ def as_class_weights(value: object, classes: int, shards: int = 1) -> Array | No
 
 
 def as_example_weights(value: object, batch: Shape) -> Array | None:
-    """One weight, or one True or False, for each example."""
+    """One weight, or one True or False, for each example, broadcast to the batch."""
     if value is None:
         return None
     name = "example_weights"
-    return _of_shape(name, _real_or_bool(name, value), batch, "the shape of the batch")
+    return _broadcast(name, _real_or_bool(name, value), batch, "the batch")
 
 
 def as_denominator(value: object, reduction: str) -> Array | None:
@@ -281,7 +289,7 @@ def as_denominator(value: object, reduction: str) -> Array | None:
         raise ValueError(
             f'denominator replaces the divisor of reduction="mean", got reduction={reduction!r}'
         )
-    denominator = as_array("denominator", value)
+    denominator = as_array("denominator", as_quantity(value))
     if denominator.shape != ():
         raise ValueError(f"denominator must be a scalar, got shape {_show(denominator.shape)}")
     if jnp.issubdtype(denominator.dtype, jnp.complexfloating) or denominator.dtype == jnp.bool_:

@@ -23,7 +23,7 @@ KernelLayout = Literal["DV", "VD"]
 
 _POSITIVE = (lambda x: 0.0 < x < math.inf, "a finite number > 0")
 _NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
-    "label_smoothing": (lambda x: 0.0 <= x < 1.0, "in [0, 1)"),
+    "label_smoothing": (lambda x: 0.0 <= x <= 1.0, "in [0, 1]"),
     "z_loss": (lambda x: 0.0 <= x < math.inf, "a finite number >= 0"),
     "temperature": _POSITIVE,
     "soft_cap": _POSITIVE,

@@ -81,7 +81,7 @@ def linear_cross_entropy(
         bias: `[V]`, floating point.
         where: boolean, broadcastable to `[..., V]`; excluded classes do not exist.
         class_weights: `[V]`; as in `cross_entropy`.
-        example_weights: `[...]`: a mask (False is ignored) or real weights.
+        example_weights: broadcastable to `[...]`: a mask (False is ignored) or real weights.
         ignore_index: examples with this integer label have loss 0 and gradient 0, whatever their
             hidden state holds.
         label_smoothing, reduction, denominator, return_statistics: as in `cross_entropy`.

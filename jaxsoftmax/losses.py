@@ -82,10 +82,10 @@ def cross_entropy(
         where: boolean, broadcastable to `logits`; excluded classes do not exist.
         class_weights: `[C]`; every class's term carries its weight, and for integer labels the
             mean divides by the weights of the labels, as in PyTorch.
-        example_weights: in the shape of the batch: a mask (False is ignored) or real weights.
+        example_weights: broadcastable to the batch: a mask (False is ignored) or real weights.
         ignore_index: examples with this integer label have loss 0 and gradient 0, whatever their
             logits hold; it need not be a class.
-        label_smoothing: ε in [0, 1): the target becomes (1−ε)·y + ε/C over the C classes that
+        label_smoothing: ε in [0, 1]: the target becomes (1−ε)·y + ε/C over the C classes that
             exist.
         reduction: "mean" (Σ ℓ over the sum of the effective weights), "sum", or "none".
         denominator: replaces the divisor of the mean, for one global count across micro-batches
@@ -244,7 +244,7 @@ def binary_cross_entropy(
         labels: the logits' shape; integers 0 and 1, booleans, or real numbers in [0, 1].
         pos_weight: broadcastable to the logits; the weight of the positive term. May be traced.
         example_weights: broadcastable to the logits; a mask (False is ignored) or real weights.
-        label_smoothing: ε in [0, 1): the label becomes (1−ε)·y + ε/2.
+        label_smoothing: ε in [0, 1]: the label becomes (1−ε)·y + ε/2.
         reduction: "mean" (over Σ `example_weights`, or the number of entries), "sum" or "none".
         denominator: replaces the divisor of the mean. A divisor of 0 gives 0 and gradient 0.
 

@@ -54,3 +54,77 @@ def test_no_axis_is_all_axes(name):
     gradient = jax.grad(lambda x: jnp.sum(jnp.sin(f(x, axis=None))))(x)
     assert gradient.shape == x.shape
     assert np.isfinite(gradient).all()
+
+
+# --- counts beyond int32 --------------------------------------------------------------------------
+
+BILLIONS = np.int64(3_000_000_000)
+
+
+def test_numpy_s_64_bit_integers_are_quantities():
+    """3e9 as a divisor, as a weight and as a soft label is not what 32 bits hold of it."""
+    x, y = jnp.array([[3e9, 0.0]]), np.array([1])
+    loss = js.cross_entropy(x, y, denominator=BILLIONS)
+    np.testing.assert_allclose(loss, 1.0, rtol=1e-6)
+    two = jnp.zeros((2, 2))
+    weights = np.array([BILLIONS, 1])
+    losses = js.cross_entropy(two, np.array([0, 1]), example_weights=weights, reduction="none")
+    np.testing.assert_allclose(losses, np.log(2) * np.array([3e9, 1.0]), rtol=1e-6)
+    soft = js.cross_entropy(jnp.zeros((1, 2)), np.array([[BILLIONS, 0]]), reduction="sum")
+    np.testing.assert_allclose(soft, 3e9 * np.log(2), rtol=1e-6)
+    entries = js.binary_cross_entropy(
+        jnp.zeros(2), jnp.zeros(2), example_weights=weights, reduction="sum"
+    )
+    np.testing.assert_allclose(entries, (3e9 + 1) * np.log(2), rtol=1e-6)
+
+
+# --- smoothing of 1, weights that broadcast -------------------------------------------------------
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_smoothing_of_one_knows_no_label(linear):
+    """As in PyTorch: 1.4076 for [1, 2, 3], whatever the label, an impossible one included."""
+    x = jnp.array([[1.0, 2.0, 3.0]])
+
+    def loss(x, label, **options):
+        if linear:
+            return js.linear_cross_entropy(x, jnp.eye(3), label, label_smoothing=1.0, **options)
+        return js.cross_entropy(x, label, label_smoothing=1.0, **options)
+
+    p = np.exp(x[0]) / np.exp(x[0]).sum()
+    for label in (0, 2):
+        value, gradient = jax.value_and_grad(loss)(x, jnp.array([label]))
+        np.testing.assert_allclose(value, 1.4076059, rtol=1e-6)
+        np.testing.assert_allclose(gradient[0], p - 1 / 3, rtol=1e-5, atol=1e-7)
+    where = jnp.array([True, True, False])
+    value, gradient = jax.value_and_grad(loss)(x, jnp.array([2]), where=where)
+    np.testing.assert_allclose(value, np.log1p(np.exp(-1.0)) + 0.5, rtol=1e-6)
+    assert np.isfinite(gradient).all()
+
+
+def test_smoothing_of_one_of_a_binary_label():
+    value = js.binary_cross_entropy(jnp.array([2.0]), jnp.array([1.0]), label_smoothing=1.0)
+    np.testing.assert_allclose(value, np.log1p(np.exp(-2.0)) + 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.parametrize("weights", [[[1.0], [0.0]], [[0.5, 0.0, 2.0]], 2.0, [[True], [False]]])
+def test_example_weights_broadcast_to_the_batch(weights, linear):
+    """[B, 1] to [B, T]: what whole weights give, value and gradients."""
+    random = np.random.default_rng(1)
+    x = jnp.asarray(random.normal(size=(2, 3, 4)), jnp.float32)
+    labels = jnp.asarray(random.integers(0, 4, (2, 3)))
+    weights = jnp.asarray(weights)
+
+    def loss(x, weights):
+        if linear:
+            return js.linear_cross_entropy(x, jnp.eye(4), labels, example_weights=weights)
+        return js.cross_entropy(x, labels, example_weights=weights)
+
+    whole = jnp.broadcast_to(weights, (2, 3))
+    found, expected = (jax.jit(jax.value_and_grad(loss))(x, w) for w in (weights, whole))
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-6)
+    if weights.dtype != bool:
+        of_weights = jax.grad(loss, 1)(x, weights)
+        assert of_weights.shape == weights.shape

@@ -79,12 +79,14 @@ def of_binary_logits(
 
 
 def times(share: Array | float, losses: Array) -> Array:
-    """share · loss with 0·inf = 0, and no product where the share is the number 1.
+    """share · loss with 0·inf = 0, and no product where the share is the number 1 or 0.
 
     An infinite loss does not move its share: that gradient would turn an example of weight 0 into
     0·inf.
     """
     if isinstance(share, float):
+        if share == 0.0:
+            return jnp.zeros_like(losses)
         return losses if share == 1.0 else share * losses
     infinite = jnp.isinf(losses) & (share != 0.0)
     finite = share * keep(losses, ~jnp.isinf(losses))
