@@ -21,7 +21,11 @@ Reduction = Literal["none", "sum", "mean"]
 Implementation = Literal["auto", "reference", "chunked"]
 KernelLayout = Literal["DV", "VD"]
 
-_POSITIVE = (lambda x: 0.0 < x < math.inf, "a finite number > 0")
+_FLOAT32 = np.finfo(np.float32)
+_POSITIVE = (
+    lambda x: float(_FLOAT32.tiny) <= x <= float(_FLOAT32.max),
+    "a finite number > 0, normal in float32",
+)
 _NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
     "label_smoothing": (lambda x: 0.0 <= x <= 1.0, "in [0, 1]"),
     "z_loss": (lambda x: 0.0 <= x < math.inf, "a finite number >= 0"),

@@ -612,7 +612,7 @@ ERRORS = [
     ({"labels": jnp.zeros(5)}, TypeError, "must be integer class indices"),
     ({"where": jnp.ones((5, 3), bool)}, ValueError, "where must broadcast"),
     ({"class_weights": jnp.ones(3)}, ValueError, "class_weights must have one weight"),
-    ({"example_weights": jnp.ones(4)}, ValueError, "example_weights must have the shape"),
+    ({"example_weights": jnp.ones(4)}, ValueError, "example_weights must broadcast to the shape"),
     ({"reduction": "sum", "denominator": 2.0}, ValueError, "denominator replaces the divisor"),
     ({"labels": [0, 1, 2, 3, 0]}, TypeError, "labels must be an array, got a list"),
 ]

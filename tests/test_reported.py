@@ -128,3 +128,33 @@ def test_example_weights_broadcast_to_the_batch(weights, linear):
     if weights.dtype != bool:
         of_weights = jax.grad(loss, 1)(x, weights)
         assert of_weights.shape == weights.shape
+
+
+# --- extremes of options --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "value"), [("temperature", 1e-39), ("soft_cap", 1e39)])
+def test_options_that_float32_does_not_hold(name, value):
+    """A temperature of 1e-39 gave 0.6931 for [1, 2], a cap of 1e39 NaN: both are refused."""
+    with pytest.raises(ValueError, match=rf"{name} must be a finite number > 0, normal in float32"):
+        js.cross_entropy(jnp.array([[1.0, 2.0]]), np.array([1]), **{name: value})
+
+
+@pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.parametrize("soft", [False, True])
+def test_an_infinite_weight_of_a_class_without_mass(soft, linear):
+    """[1, 0, 2] without its last class, smoothed: what any finite weight of that class gives."""
+    x, where = jnp.array([[1.0, 0.0, 2.0]]), jnp.array([True, True, False])
+    labels = jnp.array([[1.0, 0.0, 0.0]]) if soft else jnp.array([0])
+
+    def loss(x, weights):
+        options = {"where": where, "label_smoothing": 0.1, "class_weights": weights}
+        if linear:
+            return js.linear_cross_entropy(x, jnp.eye(3), labels, reduction="sum", **options)
+        return js.cross_entropy(x, labels, reduction="sum", **options)
+
+    found = jax.value_and_grad(loss)(x, jnp.array([0.5, 0.5, np.inf]))
+    expected = jax.value_and_grad(loss)(x, jnp.array([0.5, 0.5, 1.0]))
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
+    np.testing.assert_allclose(found[0], 0.5 * 0.363262, rtol=1e-5)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-6)

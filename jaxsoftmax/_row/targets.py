@@ -15,14 +15,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Float
 
 from jaxsoftmax._options import LossOptions
 from jaxsoftmax._row.state import largest_class
 from jaxsoftmax._xla import mesh
 from jaxsoftmax._xla.dtypes import ClassWeights, Index, PerClass, PerRow, accumulator
-from jaxsoftmax._xla.masks import keep, spread, take
+from jaxsoftmax._xla.masks import keep, spread, spread_over, take
 from jaxsoftmax._xla.mesh import AxisName
 
 
@@ -95,5 +95,6 @@ def _uniform(logits: Array, smoothing: float, mesh_axis: AxisName) -> Array:
 def _weighted(coefficients: Array, class_weights: Array | None) -> Array:
     if class_weights is None:
         return coefficients
-    shape = (1,) * (coefficients.ndim - 1) + class_weights.shape
-    return coefficients * class_weights.reshape(shape)
+    weights = spread_over(class_weights, coefficients)
+    # An infinite weight counts only where the target has mass.
+    return coefficients * keep(weights, (coefficients != 0.0) | lax.is_finite(weights))
