@@ -40,8 +40,9 @@ def _two(first: str, second: str, of_second: int = 2) -> Callable[[int], dict[st
 
 
 CLASSES = Layout("classes", lambda n: {MODEL: n}, None, (None, MODEL))
+TOKENS = Layout("data", lambda n: {DATA: n}, DATA, (None, None))
 LAYOUTS = (
-    Layout("data", lambda n: {DATA: n}, DATA, (None, None)),
+    TOKENS,
     Layout("FSDP", lambda n: {DATA: n}, DATA, (DATA, None)),
     Layout("FSDP, classes over it", lambda n: {DATA: n}, DATA, (None, DATA)),
     Layout("data x tensor", _two(DATA, MODEL), DATA, (None, MODEL)),
@@ -52,7 +53,7 @@ LAYOUTS = (
 )
 OF_LOGITS = (
     CLASSES,
-    Layout("data", lambda n: {DATA: n}, DATA, (None, None)),
+    TOKENS,
     Layout("data x classes", _two(DATA, MODEL), DATA, (None, MODEL)),
 )
 

@@ -102,12 +102,12 @@ def of_hidden(
     labels: Labels = ClassLabels(_comparable(arrays.labels))
     if arrays.labels.ndim == hidden.ndim:
         labels = SoftLabels(arrays.labels)
-    weights = arrays.example_weights
 
     def broken() -> Array:
         return ~jnp.all(jnp.isfinite(hidden), axis=-1)
 
-    return _settle(Examples(hidden, labels, weights, None), broken, dtype, classes, options)
+    given = Examples(hidden, labels, arrays.example_weights, None)
+    return _settle(given, broken, dtype, classes, options)
 
 
 def of_entries(logits: Array, labels: Array, example_weights: Array | None) -> Examples:

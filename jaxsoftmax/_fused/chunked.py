@@ -2,8 +2,8 @@
 
 Of the logits only one chunk [n, V] exists. Chunk i holds the tokens i, i + steps, i + 2·steps, ...:
 where a partitioner splits the tokens over devices, each of them has its own part of every chunk,
-and nothing is gathered. In a program that `divided` splits, a device has its own tokens, and may
-have to gather a chunk from several.
+and nothing is gathered. In the program of one device of a mesh (`per_device`) that device has its
+own tokens, and may have to gather a chunk from several.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def chunk_of(split: Rows, i: Array, layer: Layer, plan: Plan) -> Rows:
 
 def gather(tree: Tree, plan: Plan, to: str) -> Tree:
     """A chunk of all devices that share it; `to` is "varying" for what is transposed."""
-    axes = plan.gathered.axes if plan.gathered else ()
+    axes = plan.shared_by
     if not axes:
         return tree
     return jax.tree.map(lambda x: lax.all_gather(x, axes, axis=0, tiled=True, to=to), tree)
@@ -110,10 +110,7 @@ def gather(tree: Tree, plan: Plan, to: str) -> Tree:
 
 def own(tree: Tree, plan: Plan) -> Tree:
     """This device's rows of a chunk."""
-    axes = plan.gathered.axes if plan.gathered else ()
-    if not axes:
-        return tree
-    return jax.tree.map(lambda x: mesh.own_part(x, axes, 0), tree)
+    return jax.tree.map(lambda x: mesh.own_part(x, plan.shared_by, 0), tree)
 
 
 def summed(of_hidden: Array, plan: Plan) -> Array:
@@ -123,7 +120,7 @@ def summed(of_hidden: Array, plan: Plan) -> Array:
     """
     if plan.gathered is None:
         return of_hidden
-    axes = plan.gathered.axes
+    axes = plan.shared_by
     # XLA:GPU would sum before it narrows, and send twice as much.
     of_hidden = lax.optimization_barrier(of_hidden)
     if axes:

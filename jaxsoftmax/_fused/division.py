@@ -134,7 +134,7 @@ def sent(layout: Layout, division: Division, sizes: tuple[int, int, int], gradie
     tokens, features, classes = sizes
     passes = 2 if gradients else 1
     own_tokens = tokens // layout.size(division.token_axes) * features
-    of_kernel = math.prod((features, classes)) / layout.size(division.shards)
+    of_kernel = features * classes / layout.size(division.shards)
     if division.moves:
         others = layout.size(division.shards) / layout.size(division.token_axes)
         scattered = own_tokens * (layout.size(division.token_axes) - 1)

@@ -84,8 +84,7 @@ class Work:
         at_features, at_classes = self.plan.feature_axis, 1 - self.plan.feature_axis
         division = self.division
         if division.moves:
-            if division.added:
-                kernel = mesh.own_part(kernel, division.added, at_classes)
+            kernel = mesh.own_part(kernel, division.added, at_classes)
             return _exchange(kernel, division.features, at_classes, at_features)
         for axis in reversed(division.features):
             kernel = lax.all_gather(kernel, axis, axis=at_features, tiled=True)

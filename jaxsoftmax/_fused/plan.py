@@ -35,6 +35,11 @@ class Plan:
         """The axis of the kernel that a row of hidden is multiplied with."""
         return self.options.kernel_layout.index("D")
 
+    @property
+    def shared_by(self) -> tuple[str, ...]:
+        """Mesh axes whose devices share a chunk of tokens."""
+        return self.gathered.axes if self.gathered else ()
+
     def chunks(self, rows: Size) -> tuple[Size, int]:
         """Tokens in a chunk, of this device's rows, and the number of chunks; the last is padded.
 

@@ -7,6 +7,7 @@ does (a kernel under mixed precision, its gradient, a micro-batch of the labels)
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from jax.interpreters import mlir
@@ -31,10 +32,7 @@ class Layout(NamedTuple):
 
     def size(self, axes: Axes) -> int:
         """Into how many parts these axes split an array."""
-        product = 1
-        for axis in axes:
-            product *= self.mesh.shape[axis]
-        return product
+        return math.prod(self.mesh.shape[axis] for axis in axes)
 
 
 def of_program(ctx: mlir.LoweringRuleContext) -> Layout | None:

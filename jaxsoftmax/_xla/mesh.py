@@ -45,8 +45,7 @@ def check_axis(
     Arrays that hold this device's classes differ from device to device, and those that have a
     number for each example do not.
     """
-    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
-    typed = {n for n in names if n is not None and n in varying(lax.axis_index(n))}
+    typed = {n for n in _names(axis_name) if _is_typed(n)}
     wanted = f"axis_name={axis_name!r} must be the mesh axis of the classes, not that of the data: "
     for name, x in split.items():
         if typed - varying(x):
@@ -62,6 +61,18 @@ def check_axis(
                 f"{jax.typeof(other)}, which differs along {_listed(typed & varying(other))}; "
                 f'what is equal there once it is gathered, gather with to="invarying"'
             )
+
+
+def _names(axis_name: AxisName) -> tuple[Hashable, ...]:
+    """Of one axis, of several, or of none."""
+    if axis_name is None:
+        return ()
+    return axis_name if isinstance(axis_name, tuple) else (axis_name,)
+
+
+def _is_typed(name: Hashable) -> bool:
+    """Whether types say what varies over this axis."""
+    return name in varying(lax.axis_index(name))
 
 
 def _listed(names: frozenset[Hashable] | set[Hashable]) -> str:
@@ -91,13 +102,13 @@ def transposed_copies(axis_name: AxisName) -> int:
     result has a cotangent of its own, and those are summed: a transpose inside a rule starts from
     a cotangent divided by this.
     """
-    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
-    untyped = [n for n in names if n is not None and n not in varying(lax.axis_index(n))]
-    return math.prod(int(lax.axis_size(name)) for name in untyped)
+    return math.prod(int(lax.axis_size(n)) for n in _names(axis_name) if not _is_typed(n))
 
 
 def own_part(x: Array, axes: tuple[str, ...], dimension: int) -> Array:
-    """This device's part of an array that it has whole along these axes."""
+    """This device's part of an array that it has whole along these axes; all of it for none."""
+    if not axes:
+        return x
     size = x.shape[dimension] // shards(axes)
     return lax.dynamic_slice_in_dim(x, lax.axis_index(axes) * size, size, dimension)
 

@@ -59,6 +59,7 @@ def by_rows(f: Function, class_axes: Callable[..., tuple[int, ...]]) -> Function
     `class_axes(**keywords)` are the axes that a row does not have.
     """
 
+    @on_their_mesh
     @functools.wraps(f)
     def call(logits: Array, *others: object, **keywords: object) -> object:
         leaves = jax.tree.leaves((logits, others))
@@ -75,13 +76,12 @@ def by_rows(f: Function, class_axes: Callable[..., tuple[int, ...]]) -> Function
             return placed.get(x.shape, PartitionSpec())
 
         of_f = functools.partial(f, **keywords)
-        with jax.sharding.use_abstract_mesh(mesh):
-            agree = all(jax.typeof(x).sharding.spec == placed.get(x.shape) for x in leaves)
-            if agree and len(classes) < 2:
-                return of_f(logits, *others)
-            types = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (logits, others))
-            results = jax.eval_shape(lambda both: of_f(both[0], *both[1]), types)
-            return automatic(of_f, mesh, jax.tree.map(place, results))(logits, *others)
+        agree = all(jax.typeof(x).sharding.spec == placed.get(x.shape) for x in leaves)
+        if agree and len(classes) < 2:
+            return of_f(logits, *others)
+        types = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (logits, others))
+        results = jax.eval_shape(lambda both: of_f(both[0], *both[1]), types)
+        return automatic(of_f, mesh, jax.tree.map(place, results))(logits, *others)
 
     return cast(Function, call)
 
