@@ -21,6 +21,7 @@ LLAMA_8B = (16384, 4096, 128256)
 LOGITS = ((65536, 256), (65536, 2048), (16384, 16384), (8192, 128256), (4096, 262144))
 QUICK = (512, 128, 2048)
 SMALL_CHUNK = 128
+STREAMED = f"{OURS}, streamed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,10 @@ def _tied(chunk_size: int | None, hidden: Array, embedding: Array, labels: Array
     )
 
 
+def _streamed(hidden: Array, kernel: Array, labels: Array) -> Array:
+    return jaxsoftmax.linear_cross_entropy(hidden, kernel, labels, implementation="streamed")
+
+
 def _optax(hidden: Array, kernel: Array, labels: Array) -> Array:
     return optax_losses(hidden @ kernel, labels).mean()
 
@@ -89,6 +94,7 @@ def memory_programs(*, quick: bool) -> Iterator[Abstract]:
     yield Abstract("optax", "forward", sizes, narrow, _optax, arguments)
     yield Abstract(chunk, both, sizes, narrow, _both(small), arguments)
     yield Abstract(default, both, sizes, narrow, _both(partial(_loss, None)), arguments)
+    yield Abstract(STREAMED, both, sizes, narrow, _both(_streamed), arguments)
     yield Abstract("optax", both, sizes, narrow, _both(_optax), arguments)
     embedding = f"{both}, tied embedding [V, D]"
     yield Abstract(chunk, embedding, sizes, narrow, _both(partial(_tied, SMALL_CHUNK)), tied)
@@ -111,6 +117,8 @@ def aot_programs(*, quick: bool) -> Iterator[Abstract]:
             name = OURS if chunk is None else f"{OURS}, chunk_size={chunk}"
             function = _both(partial(_loss, chunk))
             yield Abstract(name, f"linear, {both}", sizes, "bfloat16", function, arguments)
+        streamed = _both(_streamed)
+        yield Abstract(STREAMED, f"linear, {both}", sizes, "bfloat16", streamed, arguments)
         yield Abstract("optax", "linear, forward", sizes, "bfloat16", _optax, arguments)
         yield Abstract("optax", f"linear, {both}", sizes, "bfloat16", _both(_optax), arguments)
     for rows, classes in ((256, 2048),) if quick else LOGITS:

@@ -6,6 +6,7 @@ argument, what it got and what was expected. (Values are looked at in `_examples
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -34,13 +35,14 @@ Given = tuple[object, object, object, object, object]  # the same unchecked, in 
 
 def checked(
     name: str, logits: object, axis: object, given: Given, options: LossOptions
-) -> tuple[Array, int, Arrays]:
-    """The logits of a loss, their class axis, and the arrays beside them."""
-    x, index = checked_logits(name, logits, axis)
+) -> tuple[Array, tuple[int, ...], Arrays]:
+    """The logits of a loss, their class axes, and the arrays beside them."""
+    x = as_real(name, logits)
+    axes = class_axes(name, x, axis)
     mask = as_mask(given[1], x.shape, name)
-    arrays = _beside(name, x.shape, index, mask, given, options)
+    arrays = _beside(name, x.shape, axes, mask, given, options)
     mesh.check_axis(options.axis_name, {name: x}, _of_examples(arrays, x.ndim))
-    return x, index, arrays
+    return x, axes, arrays
 
 
 def checked_linear(
@@ -50,7 +52,7 @@ def checked_linear(
     h, w, b = _as_linear(hidden, kernel, bias, options.kernel_layout)
     shape = (*h.shape[:-1], w.shape[options.kernel_layout.index("V")])
     mask = _as_class_mask(given[1], shape)
-    arrays = _beside("hidden @ kernel", shape, len(shape) - 1, mask, given, options)
+    arrays = _beside("hidden @ kernel", shape, (len(shape) - 1,), mask, given, options)
     whole = {"hidden": h, **_of_examples(arrays, len(shape))}
     mesh.check_axis(options.axis_name, {"kernel": w}, whole)
     return h, w, b, arrays
@@ -63,10 +65,15 @@ def _of_examples(arrays: Arrays, ndim: int) -> dict[str, Array | None]:
 
 
 def _beside(
-    name: str, shape: Shape, axis: int, where: Array | None, given: Given, options: LossOptions
+    name: str,
+    shape: Shape,
+    axes: tuple[int, ...],
+    where: Array | None,
+    given: Given,
+    options: LossOptions,
 ) -> Arrays:
     labels, _, class_weights, example_weights, denominator = given
-    y = as_labels(labels, name, shape, axis)
+    y = as_labels(labels, name, shape, axes, movable=not isinstance(options, LinearOptions))
     if options.ignore_index is not None and y.ndim == len(shape):
         raise ValueError(
             f"ignore_index is for integer labels, got ignore_index={options.ignore_index} with "
@@ -76,24 +83,39 @@ def _beside(
     return Arrays(
         y,
         where,
-        as_class_weights(class_weights, shape[axis], mesh.shards(options.axis_name)),
-        as_example_weights(example_weights, shape[:axis] + shape[axis + 1 :]),
+        as_class_weights(
+            class_weights, tuple(shape[a] for a in axes), mesh.shards(options.axis_name)
+        ),
+        as_example_weights(example_weights, _batch(shape, axes)),
         as_denominator(denominator, options.reduction),
     )
 
 
 def as_array(name: str, value: object) -> Array:
     """Value as a JAX array; Python containers are refused, as jax.numpy refuses them."""
-    if isinstance(value, (list, tuple, dict, set, str, bytes)) or value is None:
+    if isinstance(value, (list, tuple)):
         raise TypeError(
             f"{name} must be an array, got a {type(value).__name__}; "
             f"write jnp.asarray({name}) to convert it"
+        )
+    if isinstance(value, (dict, set, str, bytes)) or value is None:
+        raise TypeError(f"{name} must be an array, got a {type(value).__name__}")
+    if type(value).__name__ == "JetTracer":
+        raise TypeError(
+            f"{name} is traced by jax.experimental.jet, which takes no function with a derivative "
+            f"rule of its own; nest jax.jvp for higher derivatives"
         )
     if isinstance(value, (np.ndarray, np.integer)) and value.dtype in (np.int64, np.uint64):
         # Without x64, JAX keeps the low 32 bits: a label of 2**32 would pass for class 0.
         bounds = jnp.iinfo(jax.dtypes.canonicalize_dtype(value.dtype))
         value = np.clip(value, bounds.min, bounds.max)
-    return jnp.asarray(value)
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError):
+        given = f"a {type(value).__name__}"
+        if isinstance(value, (np.ndarray, np.generic)):
+            given = f"dtype {value.dtype.str}"
+        raise TypeError(f"{name} must be an array that JAX can hold, got {given}") from None
 
 
 def as_quantity(value: object) -> object:
@@ -134,18 +156,21 @@ def _broadcast(name: str, array: Array, shape: Shape, of: str) -> Array:
         ) from None
 
 
-def checked_logits(name: str, logits: object, axis: object) -> tuple[Array, int]:
-    """Logits, and their class axis as an index >= 0, checked to hold at least one class."""
-    x = as_real(name, logits)
-    return x, class_axes(name, x, axis, several=False)[0]
+def _batch(shape: Shape, axes: tuple[int, ...]) -> Shape:
+    return tuple(n for i, n in enumerate(shape) if i not in axes)
 
 
-def class_axes(name: str, array: Array, axis: object, *, several: bool = True) -> tuple[int, ...]:
-    """The same for one axis, a tuple of them, or None for all."""
-    if several and axis is None:
+def class_axes(
+    name: str, array: Array, axis: object, *, distribution: bool = False
+) -> tuple[int, ...]:
+    """The axes of the classes as indices >= 0; a loss has at least one class.
+
+    A distribution may have none, and `None` for all axes.
+    """
+    if distribution and axis is None:
         axis = tuple(range(array.ndim))
-    expected = "an int, a tuple of ints, or None" if several else "an int"
-    given = axis if several and isinstance(axis, tuple) else (axis,)
+    expected = "an int or a tuple of ints" + (", or None" if distribution else "")
+    given = axis if isinstance(axis, tuple) else (axis,)
     axes = [a for a in given if isinstance(a, (int, np.integer)) and not isinstance(a, bool)]
     if len(axes) < len(given):
         raise TypeError(f"axis must be {expected}, got {axis!r}")
@@ -161,7 +186,7 @@ def class_axes(name: str, array: Array, axis: object, *, several: bool = True) -
     if len(set(indices)) != len(indices):
         raise ValueError(f"axis must not name an axis twice, got {axis!r}")
     for index in indices:
-        if array.shape[index] == 0:
+        if array.shape[index] == 0 and not distribution:
             raise ValueError(
                 f"{name} must have at least one class, got {_show(array.shape)} "
                 f"with no entry along the class axis {index}"
@@ -210,25 +235,28 @@ def _as_class_mask(where: object, shape: Shape) -> Array | None:
 # --- labels ---------------------------------------------------------------------------------------
 
 
-def as_labels(value: object, logits_name: str, shape: Shape, axis: int) -> Array:
+def as_labels(
+    value: object, logits_name: str, shape: Shape, axes: tuple[int, ...], *, movable: bool = False
+) -> Array:
     """Class indices in the shape of the batch, or soft labels in the shape of the logits.
 
-    The rank tells which, never the dtype.
+    The rank tells which, never the dtype. `movable` says that the function takes an `axis`.
     """
     soft = isinstance(value, np.ndarray) and value.ndim == len(shape)
     labels = as_array("labels", as_quantity(value) if soft else value)
-    batch = tuple(n for i, n in enumerate(shape) if i != axis)
-    if labels.ndim == len(shape):
-        if labels.shape != tuple(shape):
-            raise ValueError(
-                f"labels has the rank of {logits_name}, so it must hold one distribution per "
-                f"example in their shape {_show(shape)}, got shape {_show(labels.shape)}"
-            )
+    batch = _batch(shape, axes)
+    if labels.ndim == len(shape) and labels.shape == tuple(shape):
         return _real_or_bool("labels", labels)
+    if len(axes) > 1:
+        raise ValueError(
+            f"labels must hold one distribution per example in the shape of {logits_name}, "
+            f"{_show(shape)}, where axis names several axes, got shape {_show(labels.shape)}"
+        )
     if labels.shape != batch:
         raise ValueError(
             f"labels must have the shape of the batch, {_show(batch)} (class indices), or of "
             f"{logits_name}, {_show(shape)} (soft labels), got shape {_show(labels.shape)}"
+            + _likely(labels, shape, batch, movable)
         )
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(
@@ -237,6 +265,20 @@ def as_labels(value: object, logits_name: str, shape: Shape, axis: int) -> Array
             f"{_show(shape)}"
         )
     return labels
+
+
+def _likely(labels: Array, shape: Shape, batch: Shape, movable: bool) -> str:
+    """What labels of a wrong shape were probably meant for."""
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        return ""
+    if labels.shape == (*batch, 1):
+        return "; use labels[..., 0]"
+    if math.prod(labels.shape) == math.prod(batch):
+        return f"; class indices have shape {_show(batch)}: use labels.reshape({batch})"
+    for axis in range(len(shape) - 1) if movable else ():
+        if labels.shape == _batch(shape, (axis,)):
+            return f"; did you mean axis={axis}?"
+    return ""
 
 
 def as_entries(value: object, shape: Shape) -> Array:
@@ -264,13 +306,15 @@ def _real_or_bool(name: str, value: object) -> Array:
     return array
 
 
-def as_class_weights(value: object, classes: int, shards: int = 1) -> Array | None:
-    """One real weight for each class that is here."""
+def as_class_weights(value: object, shape: Shape, shards: int = 1) -> Array | None:
+    """One real weight for each class that is here, as one axis."""
     if value is None:
         return None
+    classes = math.prod(shape)
     here = "" if shards == 1 else f" of this device's shard, of {shards * classes} in all"
     what = f"one weight for each of the {classes} classes{here}"
-    return _of_shape("class_weights", as_real("class_weights", value), (classes,), what)
+    weights = _of_shape("class_weights", as_real("class_weights", value), shape, what)
+    return weights if len(shape) == 1 else weights.reshape(classes)
 
 
 def as_example_weights(value: object, batch: Shape) -> Array | None:

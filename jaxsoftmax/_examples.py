@@ -7,7 +7,10 @@ examples count, and labels outside [0, C) with their `debug_checks`.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
+import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -25,7 +28,7 @@ from jaxsoftmax._row.losses import RowLosses
 from jaxsoftmax._row.targets import ClassLabels, Labels, SoftLabels, weight_of_label
 from jaxsoftmax._xla import mesh
 from jaxsoftmax._xla.dtypes import Index, PerRow, Size, accumulator
-from jaxsoftmax._xla.masks import keep, spread
+from jaxsoftmax._xla.masks import keep, nan_where, spread
 
 debug_checks = jax.make_user_context(False)
 debug_checks.__doc__ = """Context in which labels are checked by value, under checkify.
@@ -49,9 +52,11 @@ class LossStatistics(NamedTuple):
     weight_sum: Float[Array, ""]  # the divisor of the mean that labels and weights imply
 
 
-jax.export.register_namedtuple_serialization(
-    LossStatistics, serialized_name="jaxsoftmax.LossStatistics"
-)
+# Of a package that is imported a second time (its modules gone from `sys.modules`) the first stays.
+with contextlib.suppress(ValueError):
+    jax.export.register_namedtuple_serialization(
+        LossStatistics, serialized_name="jaxsoftmax.LossStatistics"
+    )
 
 ROUNDING = 1e-5  # how far beyond [0, 1] the label of a binary loss may lie
 
@@ -67,13 +72,15 @@ class Examples(NamedTuple):
     ignored: Bool[Array, "..."] | None
 
 
-def of_logits(logits: PerRow, arrays: Arrays, axis: int, options: LossOptions) -> Examples:
-    """Classes to the last axis, both kinds of labels apart, ignored rows zeroed."""
+def of_logits(
+    logits: PerRow, arrays: Arrays, axes: tuple[int, ...], options: LossOptions
+) -> Examples:
+    """Classes to one last axis, both kinds of labels apart, ignored rows zeroed."""
     dtype = accumulator(logits.dtype)
     labels: Labels = ClassLabels(_comparable(arrays.labels))
     if arrays.labels.ndim == logits.ndim:
-        labels = SoftLabels(jnp.moveaxis(arrays.labels, axis, -1).astype(dtype))
-    logits = jnp.moveaxis(logits, axis, -1)
+        labels = SoftLabels(classes_last(arrays.labels, axes).astype(dtype))
+    logits = classes_last(logits, axes)
 
     def broken() -> Array:
         """A NaN or +inf in the row; -inf is a class that does not exist."""
@@ -81,10 +88,22 @@ def of_logits(logits: PerRow, arrays: Arrays, axis: int, options: LossOptions) -
 
     given = Examples(logits, labels, arrays.example_weights, None)
     examples = _settle(given, broken, dtype, logits.shape[-1], options)
-    if examples.ignored is None or isinstance(examples.labels, ClassLabels):
+    if isinstance(examples.labels, ClassLabels):
+        return examples
+    _check_counts(classes_last(arrays.labels, axes), examples.ignored)
+    if examples.ignored is None:
         return examples
     soft = examples.labels.weights
     return examples._replace(labels=SoftLabels(keep(soft, spread(~examples.ignored, soft))))
+
+
+def classes_last(x: Array, axes: tuple[int, ...]) -> Array:
+    """The axes of the classes as one, the last."""
+    if len(axes) == 1:
+        return jnp.moveaxis(x, axes[0], -1)
+    batch = x.ndim - len(axes)
+    moved = jnp.moveaxis(x, axes, range(batch, x.ndim))
+    return moved.reshape(*moved.shape[:batch], math.prod(moved.shape[batch:]))
 
 
 def of_hidden(
@@ -107,22 +126,30 @@ def of_hidden(
         return ~jnp.all(jnp.isfinite(hidden), axis=-1)
 
     given = Examples(hidden, labels, arrays.example_weights, None)
-    return _settle(given, broken, dtype, classes, options)
+    examples = _settle(given, broken, dtype, classes, options)
+    if isinstance(labels, SoftLabels):
+        _check_counts(arrays.labels, examples.ignored)
+    return examples
 
 
-def of_entries(logits: Array, labels: Array, example_weights: Array | None) -> Examples:
+def of_entries(
+    logits: Array, labels: Array, example_weights: Array | None, options: LossOptions
+) -> Examples:
     """The same for losses that have no class axis: every entry is an example."""
     dtype = accumulator(logits.dtype)
+    ignored = _is_ignored(labels, options)
     y = labels.astype(dtype)
+    if ignored is not None:
+        y = keep(y, ~ignored)
     # A sum of probabilities, or a resized mask, may round to a little more than 1.
     near = (y >= -ROUNDING) & (y <= 1.0 + ROUNDING)
     y = keep(keep(y, y >= 0.0, 0.0), y <= 1.0, 1.0)
-    y = keep(y, near, jnp.nan)
+    y = nan_where(~near, y)
 
     def broken() -> Array:
         return ~jnp.isfinite(logits) | jnp.isnan(y)
 
-    weights, ignored = _effective(example_weights, None, broken, dtype)
+    weights, ignored = _effective(example_weights, ignored, broken, dtype)
     if ignored is not None:
         logits, y = keep(logits, ~ignored), keep(y, ~ignored)
     return Examples(logits, SoftLabels(y), weights, ignored)
@@ -147,8 +174,8 @@ def _settle(
             found |= ~jnp.all(jnp.isfinite(labels.weights), axis=-1)
         return mesh.anywhere(found, options.axis_name)
 
-    if isinstance(labels, ClassLabels) and options.ignore_index is not None:
-        ignored = _is_index(labels.classes, options.ignore_index)
+    if isinstance(labels, ClassLabels):
+        ignored = _is_ignored(labels.classes, options)
     weights, ignored = _effective(weights, ignored, broken, dtype)
     if ignored is not None:
         inputs = keep(inputs, spread(~ignored, inputs))
@@ -184,21 +211,69 @@ def _checked_label(label: Index, classes: Size, options: LossOptions) -> Array:
     everywhere = classes * mesh.shards(options.axis_name)
     valid = _is_valid(label, everywhere)
     if debug_checks.value:
-        first = jnp.argmax(~valid) if label.size else 0
         checkify.check(
             jnp.all(valid),
             "labels must be in [0, C) with C = {classes}, got {value}",
             classes=jnp.int32(everywhere),
-            value=label.reshape(-1)[first] if label.size else jnp.int32(0),
+            value=_first(label, ~valid),
         )
     return mesh.to_local(label, valid, classes, options.axis_name)
 
 
+def _check_counts(labels: Array, ignored: Array | None) -> None:
+    """Integers in the logits' shape are one-hot, or several hot classes, and no class indices."""
+    if not debug_checks.value or not jnp.issubdtype(labels.dtype, jnp.integer):
+        return
+    wrong = (labels != 0) & (labels != 1)
+    if ignored is not None:
+        wrong &= spread(~ignored, wrong)
+    checkify.check(
+        ~jnp.any(wrong),
+        "labels are integers in the shape of the logits: each must be 0 or 1, got {value}; class "
+        "indices have the shape of the batch",
+        value=_first(labels, wrong),
+    )
+
+
+def check_log_probs(log_probs: Array) -> None:
+    """Log-probabilities are not all between 0 and 1."""
+    if debug_checks.value:
+        between = jnp.all((log_probs >= 0.0) & (log_probs <= 1.0)) & jnp.any(log_probs > 0.0)
+        checkify.check(
+            ~between,
+            "log_probs are all in [0, 1]: they must be log-probabilities, as log_softmax gives "
+            "them, got what looks like probabilities",
+        )
+
+
+def _first(values: Array, where: Array) -> Array:
+    """The first of the values where the mask is true."""
+    if values.size == 0:
+        return jnp.zeros((), values.dtype)
+    return values.reshape(-1)[jnp.argmax(where)]
+
+
+def _is_ignored(label: Array, options: LossOptions) -> Array | None:
+    """Whether it is one of the ignored indices."""
+    indices = options.ignore_index
+    if indices is None:
+        return None
+    several = indices if isinstance(indices, tuple) else (indices,)
+    return functools.reduce(operator.or_, (_is_index(label, index) for index in several))
+
+
 def _is_index(label: Array, index: int) -> Array:
     """label == index, also for an index that the label's dtype cannot hold."""
-    if jnp.iinfo(label.dtype).min <= index <= jnp.iinfo(label.dtype).max:
+    if jnp.issubdtype(label.dtype, jnp.floating):
+        return label == jnp.asarray(index, label.dtype)
+    bounds = (0, 1) if label.dtype == jnp.bool_ else _bounds(label.dtype)
+    if bounds[0] <= index <= bounds[1]:
         return label == jnp.asarray(index, label.dtype)
     return lax.full_like(label, False, jnp.bool_)
+
+
+def _bounds(dtype: np.dtype) -> tuple[int, int]:
+    return int(jnp.iinfo(dtype).min), int(jnp.iinfo(dtype).max)
 
 
 def _is_valid(label: Array, classes: Size) -> Array:
@@ -255,7 +330,10 @@ def divisor_of(
     if arrays.class_weights is not None and isinstance(examples.labels, ClassLabels):
         wide = arrays.class_weights.astype(dtype)
         of_label = weight_of_label(wide, examples.labels.classes, options.axis_name)
-        weights = of_label if weights is None else weights * of_label
+        if weights is None:
+            weights = of_label
+        else:
+            weights = weights * keep(of_label, (weights != 0.0) | lax.is_finite(of_label))
     if weights is None:
         return jnp.asarray(math.prod(shape), dtype)
     return jnp.sum(weights)

@@ -17,8 +17,10 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Real
 
+from jaxsoftmax._xla.mesh import Blocks
+
 Reduction = Literal["none", "sum", "mean"]
-Implementation = Literal["auto", "reference", "chunked"]
+Implementation = Literal["auto", "reference", "chunked", "streamed"]
 KernelLayout = Literal["DV", "VD"]
 
 _FLOAT32 = np.finfo(np.float32)
@@ -26,10 +28,15 @@ _POSITIVE = (
     lambda x: float(_FLOAT32.tiny) <= x <= float(_FLOAT32.max),
     "a finite number > 0, normal in float32",
 )
+# The inverse is taken, too.
+_INVERTIBLE = (
+    lambda x: float(_FLOAT32.tiny) <= x <= 1 / float(_FLOAT32.tiny),
+    "a finite number > 0, normal in float32, and so its inverse",
+)
 _NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
     "label_smoothing": (lambda x: 0.0 <= x <= 1.0, "in [0, 1]"),
     "z_loss": (lambda x: 0.0 <= x < math.inf, "a finite number >= 0"),
-    "temperature": _POSITIVE,
+    "temperature": _INVERTIBLE,
     "soft_cap": _POSITIVE,
 }
 
@@ -40,7 +47,7 @@ class LossOptions:
 
     reduction: Reduction = "mean"
     label_smoothing: float = 0.0
-    ignore_index: int | None = None
+    ignore_index: int | tuple[int, ...] | None = None
     return_statistics: bool = False
     z_loss: float = 0.0
     soft_cap: float | None = None
@@ -57,7 +64,7 @@ class LossOptions:
                 if not holds(number):
                     raise ValueError(f"{name} must be {expected}, got {number}")
                 self._store(name, number)
-        self._store("ignore_index", _index("ignore_index", self.ignore_index))
+        self._store("ignore_index", _indices("ignore_index", self.ignore_index))
         _reject_array("return_statistics", self.return_statistics, "True or False")
         if not isinstance(self.return_statistics, bool):
             raise TypeError(
@@ -86,7 +93,7 @@ class LinearOptions(LossOptions):
             raise ValueError(f"chunk_size must be at least 1, got {tokens}")
         if tokens is not None and self.implementation == "reference":
             raise ValueError(
-                f'chunk_size={tokens} is for implementation="chunked", got '
+                f'chunk_size={tokens} is for "chunked" and "streamed", got '
                 'implementation="reference", which has all logits at once'
             )
         self._store("chunk_size", tokens)
@@ -115,6 +122,16 @@ def _index(name: str, value: object) -> int | None:
     return operator.index(value)
 
 
+def _indices(name: str, value: object) -> int | tuple[int, ...] | None:
+    """One index, several, or none."""
+    if not isinstance(value, tuple):
+        return _index(name, value)
+    found = tuple(_index(name, index) for index in value)
+    if None in found or not found:
+        raise TypeError(f"{name} must be a Python int, a tuple of them, or None, got {value!r}")
+    return tuple(index for index in found if index is not None)
+
+
 def _reject_array(name: str, value: object, expected: str) -> None:
     if hasattr(value, "aval") or (hasattr(value, "shape") and not isinstance(value, numbers.Real)):
         raise TypeError(
@@ -126,7 +143,9 @@ def _reject_array(name: str, value: object, expected: str) -> None:
 def axis_name_of(value: object) -> Hashable | None:
     """The name of a mesh axis, a tuple of names, or None."""
     names = value if isinstance(value, tuple) and value else (value,)
-    if value is not None and not all(isinstance(name, str) for name in names):
+    if value is None or isinstance(value, Blocks):
+        return value
+    if not all(isinstance(name, str) for name in names):
         raise TypeError(
             f"axis_name must be the name of a mesh axis, a tuple of names, or None, got {value!r}"
         )
@@ -143,7 +162,7 @@ class LossKeywords(TypedDict, total=False):
 
     class_weights: Float[_Array, "C"] | None
     example_weights: Real[_Array, "..."] | Bool[_Array, "..."] | None
-    ignore_index: int | None
+    ignore_index: int | tuple[int, ...] | None
     label_smoothing: float
     reduction: Reduction
     denominator: float | Array | None

@@ -13,6 +13,7 @@ from jax import Array
 from jaxtyping import Float, Num
 
 from jaxsoftmax import _arguments
+from jaxsoftmax._xla import masks as _masks
 
 _Array = Array | np.ndarray
 
@@ -35,7 +36,7 @@ def softmax_jacobian(logits: Float[_Array, "... C"]) -> Float[Array, "... C C"]:
 
     Source: Dive into Deep Learning, section 4.1.2.2 (softmax and cross-entropy loss).
     """
-    return _covariance(_softmax(_arguments.checked_logits("logits", logits, -1)[0]))
+    return _covariance(_softmax(_checked(logits)))
 
 
 def cross_entropy_gradient(
@@ -64,11 +65,12 @@ def cross_entropy_gradient(
     """
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be one of 'none', 'sum', 'mean', got {reduction!r}")
-    x, axis = _arguments.checked_logits("logits", logits, -1)
-    y = _arguments.as_labels(labels, "logits", x.shape, axis)
+    x = _checked(logits)
+    y = _arguments.as_labels(labels, "logits", x.shape, (x.ndim - 1,))
     if y.ndim < x.ndim:
         valid = (y >= 0) & (y < x.shape[-1])
-        y = jnp.where(valid[..., None], jnp.eye(x.shape[-1])[y], jnp.nan)  # one-hot
+        y = jnp.eye(x.shape[-1])[jnp.where(valid, y, 0)]  # one-hot
+        y = _masks.nan_where(_masks.spread(~valid, y), y)
     gradient = _softmax(x) - y.astype(x.dtype)
     examples = x.size // x.shape[-1]
     return gradient / examples if reduction == "mean" and examples else gradient
@@ -93,6 +95,12 @@ def cross_entropy_hessian(logits: Float[_Array, "... C"]) -> Float[Array, "... C
     Source: Dive into Deep Learning, section 4.1.2.2 and exercise 1 of section 4.1.
     """
     return softmax_jacobian(logits)
+
+
+def _checked(logits: object) -> Array:
+    x = _arguments.as_real("logits", logits)
+    _arguments.class_axes("logits", x, -1)
+    return x
 
 
 def _softmax(x: Array) -> Array:

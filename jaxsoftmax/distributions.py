@@ -17,6 +17,7 @@ from jaxsoftmax._row import logits as _logits
 from jaxsoftmax._row import row as _row
 from jaxsoftmax._row import softmax as _softmax
 from jaxsoftmax._xla import mesh
+from jaxsoftmax._xla.dtypes import roomy
 from jaxsoftmax._xla.mesh import AxisName
 from jaxsoftmax._xla.shardings import by_rows
 
@@ -52,7 +53,7 @@ def logsumexp(
 
     Raises:
         TypeError: integer logits, a Python list, an axis that is no int, `where` not boolean.
-        ValueError: an axis out of range or without classes, `where` of another shape.
+        ValueError: an axis out of range, `where` of another shape.
 
     Example:
         >>> import jax.numpy as jnp
@@ -94,7 +95,7 @@ def softmax(
 
     Raises:
         TypeError: integer logits, a Python list, an axis that is no int, `where` not boolean.
-        ValueError: an axis out of range or without classes, `where` of another shape.
+        ValueError: an axis out of range, `where` of another shape.
 
     Example:
         >>> import jax.numpy as jnp
@@ -104,7 +105,7 @@ def softmax(
 
     Source: Dive into Deep Learning, section 4.1.1.2 (the softmax).
     """
-    return _call(_probabilities, logits, axis, where, axis_name)
+    return _call(_softmax.softmax, logits, axis, where, axis_name)
 
 
 def log_softmax(
@@ -132,7 +133,7 @@ def log_softmax(
 
     Raises:
         TypeError: integer logits, a Python list, an axis that is no int, `where` not boolean.
-        ValueError: an axis out of range or without classes, `where` of another shape.
+        ValueError: an axis out of range, `where` of another shape.
 
     Example:
         >>> import jax.numpy as jnp
@@ -142,7 +143,7 @@ def log_softmax(
 
     Source: Dive into Deep Learning, section 4.5.2 (softmax revisited).
     """
-    return _call(_log_probabilities, logits, axis, where, axis_name)
+    return _call(_softmax.log_softmax, logits, axis, where, axis_name)
 
 
 # --- any axes, `where`, any dtype -----------------------------------------------------------------
@@ -158,7 +159,7 @@ def _call(
 ) -> Array:
     mesh.shards(axis_name_of(axis_name))
     x = _arguments.as_real("logits", logits)
-    axes = _arguments.class_axes("logits", x, axis)
+    axes = _arguments.class_axes("logits", x, axis, distribution=True)
     mask = _arguments.as_mask(where, x.shape, "logits")
     mesh.check_axis(axis_name, {"logits": x}, {})
     result = _apply(x, mask, function=function, axes=axes, axis_name=axis_name)
@@ -176,12 +177,21 @@ def _apply(
     axis_name: AxisName,
 ) -> Array:
     """The function of classes that are last and one axis."""
-    x = _logits.exclude(logits, where)
+
+    def of_rows(rows: Array) -> Array:
+        if rows.shape[-1] == 0:  # as a row of which no class exists
+            none = jnp.full((*rows.shape[:-1], 1), -jnp.inf, rows.dtype)
+            result = function(none, axis_name)
+            return result if result.ndim < rows.ndim else rows.astype(logits.dtype)
+        result = function(rows, axis_name)
+        return result if result.ndim < rows.ndim else result.astype(logits.dtype)
+
+    x = _logits.exclude(roomy(logits), where)
     if axes == (x.ndim - 1,):
-        return function(x, axis_name)
+        return of_rows(x)
     batch = x.ndim - len(axes)
     moved = jnp.moveaxis(x, axes, range(batch, x.ndim))
-    result = function(moved.reshape(*moved.shape[:batch], -1), axis_name)
+    result = of_rows(moved.reshape(*moved.shape[:batch], -1))
     if result.ndim == batch:
         return result
     return jnp.moveaxis(result.reshape(moved.shape), range(batch, x.ndim), axes)
@@ -189,11 +199,3 @@ def _apply(
 
 def _logsumexp(x: Array, axis_name: AxisName) -> Array:
     return _row.logsumexp(_row.of_largest(x, axis_name))
-
-
-def _probabilities(x: Array, axis_name: AxisName) -> Array:
-    return _softmax.softmax(x, axis_name).astype(x.dtype)
-
-
-def _log_probabilities(x: Array, axis_name: AxisName) -> Array:
-    return _softmax.log_softmax(x, axis_name).astype(x.dtype)

@@ -53,7 +53,7 @@ def linear_cross_entropy(
     where: Bool[_Array, "..."] | None = None,
     class_weights: Float[_Array, "V"] | None = None,
     example_weights: _Weights = None,
-    ignore_index: int | None = None,
+    ignore_index: int | tuple[int, ...] | None = None,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
     denominator: float | Array | None = None,
@@ -82,8 +82,8 @@ def linear_cross_entropy(
         where: boolean, broadcastable to `[..., V]`; excluded classes do not exist.
         class_weights: `[V]`; as in `cross_entropy`.
         example_weights: broadcastable to `[...]`: a mask (False is ignored) or real weights.
-        ignore_index: examples with this integer label have loss 0 and gradient 0, whatever their
-            hidden state holds.
+        ignore_index: examples with this integer label, or one of these, have loss 0 and gradient
+            0, whatever their hidden state holds.
         label_smoothing, reduction, denominator, return_statistics: as in `cross_entropy`.
         z_loss, soft_cap, temperature: as in `cross_entropy`.
         kernel_layout: "DV" (Flax), or "VD" for a tied embedding or a PyTorch weight, which is read
@@ -92,8 +92,11 @@ def linear_cross_entropy(
         chunk_size: tokens at a time; None chooses it from the shapes. A chunk needs memory for its
             logits in float32 and for their gradient in the operands' dtype. (A program exported
             for any number of tokens takes a sixteenth of them at a time.)
-        implementation: "auto" or "chunked" (a chunk of tokens at a time), or "reference", which
-            has all logits at once: the definition.
+        implementation: "auto" or "chunked" (a chunk of tokens at a time, gradients in the same
+            pass, a float32 sum of the kernel's gradient); "streamed" (least memory: the kernel's
+            gradient a block of classes at a time, each complete at once and so in the kernel's
+            dtype, for a fourth product); or "reference", which has all logits at once: the
+            definition.
         axis_name: inside `jax.shard_map`, the mesh axis that splits the classes in equal shards:
             `kernel`, `bias`, `where`, `class_weights` and soft labels are this device's, integer
             labels are global. Three numbers per example are communicated, and for the gradient
@@ -107,8 +110,8 @@ def linear_cross_entropy(
     Gradients: products run in the promoted dtype of `hidden` and `kernel` and accumulate in
         float32; each gradient comes back in its own input's dtype. They flow to `hidden`,
         `kernel`, `bias`, soft `labels`, `class_weights`, real `example_weights` and
-        `denominator`. The sum and the mean take them in one pass with the loss (three products);
-        "none" and statistics compute the logits again.
+        `denominator`. The sum and the mean take them in one pass with the loss (three products,
+        "streamed" four in two passes); "none" and statistics compute the logits again.
 
     Raises:
         TypeError: an array of the wrong kind, an option that is an array or tracer.

@@ -19,6 +19,7 @@ from jaxsoftmax._row import logits as _logits
 from jaxsoftmax._row import losses as _losses
 from jaxsoftmax._row.losses import RowLosses
 from jaxsoftmax._row.targets import Labels, SoftLabels
+from jaxsoftmax._xla.dtypes import roomy
 from jaxsoftmax._xla.shardings import by_rows
 
 _Array = Array | np.ndarray
@@ -31,7 +32,7 @@ def cross_entropy(
     logits: Float[_Array, "..."],
     labels: Num[_Array, "..."],
     *,
-    axis: int = ...,
+    axis: int | tuple[int, ...] = ...,
     return_statistics: Literal[False] = ...,
     **options: Unpack[CrossEntropyKeywords],
 ) -> _Loss: ...
@@ -40,7 +41,7 @@ def cross_entropy(
     logits: Float[_Array, "..."],
     labels: Num[_Array, "..."],
     *,
-    axis: int = ...,
+    axis: int | tuple[int, ...] = ...,
     return_statistics: Literal[True],
     **options: Unpack[CrossEntropyKeywords],
 ) -> tuple[_Loss, LossStatistics]: ...
@@ -48,11 +49,11 @@ def cross_entropy(
     logits: Float[_Array, "..."],
     labels: Num[_Array, "..."],
     *,
-    axis: int = -1,
+    axis: int | tuple[int, ...] = -1,
     where: Bool[_Array, "..."] | None = None,
     class_weights: Float[_Array, "C"] | None = None,
     example_weights: _Weights = None,
-    ignore_index: int | None = None,
+    ignore_index: int | tuple[int, ...] | None = None,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
     denominator: float | Array | None = None,
@@ -78,13 +79,13 @@ def cross_entropy(
         labels: integers in the shape of the batch (the logits' without `axis`), or an array of
             the logits' shape with one distribution per example, any real dtype. The rank tells
             which.
-        axis: the class axis.
+        axis: the class axis, or several where labels have the logits' shape.
         where: boolean, broadcastable to `logits`; excluded classes do not exist.
-        class_weights: `[C]`; every class's term carries its weight, and for integer labels the
-            mean divides by the weights of the labels, as in PyTorch.
+        class_weights: `[C]`, of several axes their shape; every class's term carries its weight,
+            and for integer labels the mean divides by the weights of the labels, as in PyTorch.
         example_weights: broadcastable to the batch: a mask (False is ignored) or real weights.
-        ignore_index: examples with this integer label have loss 0 and gradient 0, whatever their
-            logits hold; it need not be a class.
+        ignore_index: examples with this integer label, or one of these, have loss 0 and gradient
+            0, whatever their logits hold; it need not be a class.
         label_smoothing: ε in [0, 1]: the target becomes (1−ε)·y + ε/C over the C classes that
             exist.
         reduction: "mean" (Σ ℓ over the sum of the effective weights), "sum", or "none".
@@ -138,8 +139,8 @@ def cross_entropy(
         axis_name=axis_name,
     )
     given = (labels, where, class_weights, example_weights, denominator)
-    checked, index, arrays = _arguments.checked("logits", logits, axis, given, options)
-    return _compute(checked, arrays, rows_of=_losses.of_logits, axis=index, options=options)
+    checked, axes, arrays = _arguments.checked("logits", logits, axis, given, options)
+    return _compute(checked, arrays, rows_of=_losses.of_logits, axes=axes, options=options)
 
 
 @overload
@@ -147,7 +148,7 @@ def nll_loss(
     log_probs: Float[_Array, "..."],
     labels: Num[_Array, "..."],
     *,
-    axis: int = ...,
+    axis: int | tuple[int, ...] = ...,
     return_statistics: Literal[False] = ...,
     **options: Unpack[LossKeywords],
 ) -> _Loss: ...
@@ -156,7 +157,7 @@ def nll_loss(
     log_probs: Float[_Array, "..."],
     labels: Num[_Array, "..."],
     *,
-    axis: int = ...,
+    axis: int | tuple[int, ...] = ...,
     return_statistics: Literal[True],
     **options: Unpack[LossKeywords],
 ) -> tuple[_Loss, LossStatistics]: ...
@@ -164,10 +165,10 @@ def nll_loss(
     log_probs: Float[_Array, "..."],
     labels: Num[_Array, "..."],
     *,
-    axis: int = -1,
+    axis: int | tuple[int, ...] = -1,
     class_weights: Float[_Array, "C"] | None = None,
     example_weights: _Weights = None,
-    ignore_index: int | None = None,
+    ignore_index: int | tuple[int, ...] | None = None,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
     denominator: float | Array | None = None,
@@ -184,7 +185,7 @@ def nll_loss(
     Args:
         log_probs: `[..., C, ...]`, floating point, log-probabilities along `axis`.
         labels: as in `cross_entropy`, with the shape of `log_probs` in place of the logits'.
-        axis: the class axis.
+        axis: as in `cross_entropy`.
         class_weights, example_weights, ignore_index: as in `cross_entropy`.
         label_smoothing: as in `cross_entropy`; a class of log-probability -inf does not exist.
         reduction, denominator, axis_name: as in `cross_entropy`.
@@ -219,8 +220,8 @@ def nll_loss(
         axis_name=axis_name,
     )
     given = (labels, None, class_weights, example_weights, denominator)
-    checked, index, arrays = _arguments.checked("log_probs", log_probs, axis, given, options)
-    return _compute(checked, arrays, rows_of=_losses.of_log_probs, axis=index, options=options)
+    checked, axes, arrays = _arguments.checked("log_probs", log_probs, axis, given, options)
+    return _compute(checked, arrays, rows_of=_losses.of_log_probs, axes=axes, options=options)
 
 
 def binary_cross_entropy(
@@ -229,6 +230,7 @@ def binary_cross_entropy(
     *,
     pos_weight: Float[_Array, "..."] | float | None = None,
     example_weights: _Weights = None,
+    ignore_index: int | tuple[int, ...] | None = None,
     label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
     denominator: float | Array | None = None,
@@ -244,8 +246,11 @@ def binary_cross_entropy(
         labels: the logits' shape; integers 0 and 1, booleans, or real numbers in [0, 1].
         pos_weight: broadcastable to the logits; the weight of the positive term. May be traced.
         example_weights: broadcastable to the logits; a mask (False is ignored) or real weights.
+        ignore_index: entries with this label, or one of these, have loss 0 and gradient 0; it may
+            lie outside of [0, 1], as 255 often does.
         label_smoothing: ε in [0, 1]: the label becomes (1−ε)·y + ε/2.
-        reduction: "mean" (over Σ `example_weights`, or the number of entries), "sum" or "none".
+        reduction: "mean" (over Σ `example_weights`, or the number of entries that are not ignored),
+            "sum" or "none".
         denominator: replaces the divisor of the mean. A divisor of 0 gives 0 and gradient 0.
 
     Returns:
@@ -271,7 +276,9 @@ def binary_cross_entropy(
     Source: Dive into Deep Learning, section 4.1; PyTorch's binary_cross_entropy_with_logits for
         the meaning of `pos_weight`.
     """
-    options = LossOptions(reduction=reduction, label_smoothing=label_smoothing)
+    options = LossOptions(
+        reduction=reduction, label_smoothing=label_smoothing, ignore_index=ignore_index
+    )
     x = _arguments.as_real("logits", logits)
     y = _arguments.as_entries(labels, x.shape)
     positive = _arguments.as_broadcastable("pos_weight", pos_weight, x.shape)
@@ -284,18 +291,20 @@ def binary_cross_entropy(
     return _binary(x, positive, arrays, options=options)
 
 
-@partial(jax.jit, static_argnames=("rows_of", "axis", "options"))
-@partial(by_rows, class_axes=lambda axis, **_: (axis,))
+@partial(jax.jit, static_argnames=("rows_of", "axes", "options"))
+@partial(by_rows, class_axes=lambda axes, **_: axes)
 def _compute(
     logits: Array,
     arrays: Arrays,
     *,
     rows_of: Callable[[Array, Labels, Array | None, LossOptions], RowLosses],
-    axis: int,
+    axes: tuple[int, ...],
     options: LossOptions,
 ) -> Loss:
-    logits = _logits.exclude(logits, arrays.where)
-    examples = _examples.of_logits(logits, arrays, axis, options)
+    logits = _logits.exclude(roomy(logits), arrays.where)
+    examples = _examples.of_logits(logits, arrays, axes, options)
+    if rows_of is _losses.of_log_probs:
+        _examples.check_log_probs(examples.inputs)
     rows = rows_of(examples.inputs, examples.labels, arrays.class_weights, options)
     return _examples.reduced(rows, examples, arrays, options)
 
@@ -305,7 +314,7 @@ def _compute(
 def _binary(
     logits: Array, pos_weight: Array | None, arrays: Arrays, *, options: LossOptions
 ) -> Loss:
-    examples = _examples.of_entries(logits, arrays.labels, arrays.example_weights)
+    examples = _examples.of_entries(logits, arrays.labels, arrays.example_weights, options)
     assert isinstance(examples.labels, SoftLabels)
     label = examples.labels.weights
     rows = _losses.of_binary_logits(examples.inputs, label, pos_weight, options)

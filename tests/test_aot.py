@@ -91,3 +91,11 @@ def test_temporaries_of_small_chunks(kind):
     features, classes = SIZES[-1]
     compiled = program("v5p", features, classes, kind, chunk_size=SMALL_CHUNK)
     assert beyond_the_accumulator(compiled, features, classes) < SMALL_CHUNK_MEMORY
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("kind", KERNELS)
+def test_streamed_gradients_need_no_accumulator(generation, kind):
+    features, classes = SIZES[-1]
+    compiled = program(generation, features, classes, kind, implementation="streamed")
+    assert compiled.memory_analysis().temp_size_in_bytes < SMALL_CHUNK_MEMORY

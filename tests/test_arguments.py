@@ -88,22 +88,22 @@ LOGITS = [
     ),
     Misuse(
         "no class, last axis",
-        WITH_AXIS,
+        OVER_CLASSES,
         {"x": floats(2, 0)},
         ValueError,
         ("{x}", "at least one class", "[2, 0]", "class axis 1"),
     ),
     Misuse(
         "no class, first axis",
-        WITH_AXIS,
+        OVER_CLASSES,
         {"x": floats(0, 2), "axis": 0},
         ValueError,
         ("{x}", "at least one class", "[0, 2]", "class axis 0"),
     ),
     Misuse(
         "no class, two axes",
-        DISTRIBUTIONS,
-        {"x": floats(0, 2), "axis": (0, 1)},
+        OVER_CLASSES,
+        {"x": floats(0, 2), "axis": (0, 1), "labels": floats(0, 2)},
         ValueError,
         ("{x}", "at least one class", "[0, 2]", "class axis 0"),
     ),
@@ -121,13 +121,18 @@ AXIS = [
     Misuse("None", OVER_CLASSES, {"axis": None}, TypeError, ("axis", "an int", "got None")),
     Misuse("list", WITH_AXIS, {"axis": [0, 1]}, TypeError, ("axis", "an int", "got [0, 1]")),
     Misuse("array", WITH_AXIS, {"axis": jnp.int32(1)}, TypeError, ("axis", "an int", "got ")),
-    Misuse("twice", DISTRIBUTIONS, {"axis": (1, 1)}, ValueError, ("axis", "twice", "got (1, 1)")),
-    Misuse("twice by sign", DISTRIBUTIONS, {"axis": (1, -1)}, ValueError, ("axis", "(1, -1)")),
-    Misuse("no axis", DISTRIBUTIONS, {"axis": ()}, ValueError, ("axis", "at least one", "got ()")),
-    Misuse("one too large", DISTRIBUTIONS, {"axis": (0, 2)}, ValueError, ("axis 2", "[2, 3]")),
-    Misuse("half a float", DISTRIBUTIONS, {"axis": (0, 0.5)}, TypeError, ("axis", "int", "0.5")),
-    Misuse("tuple", OVER_CLASSES, {"axis": (0, 1)}, TypeError, ("axis", "an int", "(0, 1)")),
-    Misuse("tuple of one", OVER_CLASSES, {"axis": (1,)}, TypeError, ("axis", "an int", "(1,)")),
+    Misuse("twice", WITH_AXIS, {"axis": (1, 1)}, ValueError, ("axis", "twice", "got (1, 1)")),
+    Misuse("twice by sign", WITH_AXIS, {"axis": (1, -1)}, ValueError, ("axis", "(1, -1)")),
+    Misuse("no axis", WITH_AXIS, {"axis": ()}, ValueError, ("axis", "at least one", "got ()")),
+    Misuse("one too large", WITH_AXIS, {"axis": (0, 2)}, ValueError, ("axis 2", "[2, 3]")),
+    Misuse("half a float", WITH_AXIS, {"axis": (0, 0.5)}, TypeError, ("axis", "int", "0.5")),
+    Misuse(
+        "several with class indices",
+        OVER_CLASSES,
+        {"axis": (0, 1), "labels": 1},
+        ValueError,
+        ("labels", "{x}", "[2, 3]", "several axes", "got shape []"),
+    ),
 ]
 
 WHERE = [
@@ -232,6 +237,27 @@ LABELS_ = [
         {"labels": complexes(2, 3)},
         TypeError,
         ("labels", "real", "complex64"),
+    ),
+    Misuse(
+        "indices with an axis of one",
+        OVER_CLASSES,
+        {"labels": ints(2, 1)},
+        ValueError,
+        ("labels", "got shape [2, 1]", "use labels[..., 0]"),
+    ),
+    Misuse(
+        "a batch that is flat in the logits",
+        OVER_CLASSES,
+        {"x": floats(6, 4), "labels": ints(2, 3)},
+        ValueError,
+        ("got shape [2, 3]", "class indices have shape [6]", "labels.reshape((6,))"),
+    ),
+    Misuse(
+        "indices for another axis",
+        OVER_CLASSES,
+        {"x": floats(2, 4, 3), "labels": ints(2, 3)},
+        ValueError,
+        ("got shape [2, 3]", "did you mean axis=1?"),
     ),
     Misuse("list", LOSSES, {"labels": [2, 0]}, TypeError, ("labels", "array", "got a list")),
     Misuse("None", LOSSES, {"labels": None}, TypeError, ("labels", "array", "NoneType")),
@@ -454,16 +480,16 @@ IGNORE_INDEX = [
     ),
     Misuse(
         "float",
-        OVER_CLASSES,
+        LOSSES,
         {"ignore_index": -100.0},
         TypeError,
         ("ignore_index", "int", "-100.0"),
     ),
-    Misuse(
-        "bool", OVER_CLASSES, {"ignore_index": True}, TypeError, ("ignore_index", "int", "True")
-    ),
-    Misuse("string", OVER_CLASSES, {"ignore_index": "pad"}, TypeError, ("ignore_index", "'pad'")),
-    Misuse("list", OVER_CLASSES, {"ignore_index": [0, 1]}, TypeError, ("ignore_index", "[0, 1]")),
+    Misuse("bool", LOSSES, {"ignore_index": True}, TypeError, ("ignore_index", "int", "True")),
+    Misuse("string", LOSSES, {"ignore_index": "pad"}, TypeError, ("ignore_index", "'pad'")),
+    Misuse("list", LOSSES, {"ignore_index": [0, 1]}, TypeError, ("ignore_index", "[0, 1]")),
+    Misuse("no index", LOSSES, {"ignore_index": ()}, TypeError, ("ignore_index", "got ()")),
+    Misuse("one a float", LOSSES, {"ignore_index": (0, 1.0)}, TypeError, ("ignore_index", "1.0")),
 ]
 
 ALL_REDUCTIONS = "'none', 'sum', 'mean'"

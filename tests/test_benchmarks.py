@@ -156,7 +156,7 @@ def test_a_document_compared_with_itself_has_ratios_of_one(quick_run):
     path = quick_run[3] / "r.json"
     tables = comparison.tables(path, path)
     # Times and temporaries of the chapter, temporaries of the memory table.
-    assert [len(table.rows) for table in tables] == [12, 12, 9]
+    assert [len(table.rows) for table in tables] == [12, 12, 10]
     assert {row[-1] for table in tables for row in table.rows if row[1] != "0"} == {"1.00"}
 
 

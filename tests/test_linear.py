@@ -51,6 +51,11 @@ def at_once(x, labels, *, kernel, bias=None, **options):
     return linear_cross_entropy(x, kernel, labels, bias, implementation="reference", **options)
 
 
+def streamed(x, labels, **options):
+    """The kernel's gradient a class at a time."""
+    return in_chunks(x, labels, implementation="streamed", **options)
+
+
 def tied(x, labels, *, kernel, **options):
     """A kernel that is stored as [V, D]."""
     return in_chunks(x, labels, kernel=kernel, kernel_layout="VD", **options)
@@ -96,8 +101,8 @@ KINDS = ("classes", "distributions")
 
 
 def row_case(function, kind, row):
-    if kind != "distributions":
-        function = tied if kind == "tied" else function
+    function = {"tied": tied, "streamed": streamed}.get(kind.split(" ")[0], function)
+    if not kind.endswith("distributions"):
         return linear_case(function, table.LABELS, (ROWS | INDEX_ROWS)[row])
     # No mass on classes that do not exist: the loss would be inf.
     options = ROWS[row]
@@ -110,7 +115,9 @@ def row_case(function, kind, row):
     ("kind", "row"),
     [("classes", row) for row in ROWS | INDEX_ROWS]
     + [("distributions", row) for row in ("plain", "where", "mask_denominator", "everything")]
-    + [("tied", row) for row in ("plain", "everything")],
+    + [("tied", row) for row in ("plain", "everything")]
+    + [("streamed", row) for row in ROWS | INDEX_ROWS]
+    + [("streamed distributions", row) for row in ("plain", "everything", "everything_statistics")],
 )
 def test_every_option(kind, row, x64):
     """Value, gradient and a product with the Hessian."""
@@ -133,7 +140,13 @@ def test_every_option(kind, row, x64):
 @pytest.mark.exhaustive(every=2, cover=False)
 # One row for each rule: of a sum, and of rows by themselves.
 @pytest.mark.parametrize(
-    ("kind", "row"), [("distributions", "everything"), ("tied", "ignore_index_statistics")]
+    ("kind", "row"),
+    [
+        ("distributions", "everything"),
+        ("tied", "ignore_index_statistics"),
+        ("streamed", "everything"),
+        ("streamed distributions", "everything_statistics"),
+    ],
 )
 def test_every_transformation(kind, row, x64):
     table.check_every_transformation(row_case(in_chunks, kind, row))
@@ -596,7 +609,7 @@ def call(small, **changed):
 ERRORS = [
     ({"implementation": "fast"}, ValueError, r"'auto', 'reference', 'chunked'.*got 'fast'"),
     ({"implementation": None}, ValueError, "got None"),
-    ({"implementation": "reference", "chunk_size": 2}, ValueError, "chunk_size=2 is for impl"),
+    ({"implementation": "reference", "chunk_size": 2}, ValueError, 'chunk_size=2 is for "chunked"'),
     ({"chunk_size": 0}, ValueError, "chunk_size must be at least 1, got 0"),
     ({"chunk_size": 2.0}, TypeError, "chunk_size must be a Python int or None, got 2.0"),
     ({"kernel": jnp.ones((4, 3))}, ValueError, r'D = 3.* got \[4, 3\].*kernel_layout="VD"'),

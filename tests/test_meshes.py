@@ -139,7 +139,12 @@ def reference(h, w, y):
     return js.linear_cross_entropy(h, w, y, implementation="reference")
 
 
-LOSSES = {f.__name__: f for f in (mean, everything, none, statistics, soft, reference)}
+def streamed(h, w, y):
+    options = {"label_smoothing": 0.1, "example_weights": y % 5 != 1}
+    return js.linear_cross_entropy(h, w, y, chunk_size=16, implementation="streamed", **options)
+
+
+LOSSES = {f.__name__: f for f in (mean, everything, none, statistics, soft, reference, streamed)}
 
 
 @pytest.mark.exhaustive(every=8)
@@ -164,7 +169,7 @@ def test_value_and_gradients(name, loss, kind):
 
 @pytest.mark.exhaustive(every=8)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("loss", ["mean", "none"])
+@pytest.mark.parametrize("loss", ["mean", "none", "streamed"])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_hessian_vector_products_and_forward_mode(name, loss, kind):
     layout, f = LAYOUTS[name], LOSSES[loss]

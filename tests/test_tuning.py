@@ -81,7 +81,7 @@ def test_tables_are_part_of_the_cache_key():
     chunk=st.sampled_from([row.chunk for row in tuning.ROWS]),
 )
 def test_chunks_cover_all_rows_once(rows, chunk_size, chunk):
-    tokens, steps = plan.Plan(LinearOptions(chunk_size=chunk_size), chunk).chunks(rows)
+    tokens, steps = plan.Plan(LinearOptions(chunk_size=chunk_size), chunk).chunks(rows, 1000)
     covered = tokens * steps
     assert covered >= rows
     assert covered - rows < steps or covered == rows
@@ -92,11 +92,11 @@ def test_chunks_cover_all_rows_once(rows, chunk_size, chunk):
 def test_devices_that_share_a_chunk_take_their_part_of_it():
     gathered = plan.Gathered(("data",), 8, ("data",))
     made = plan.Plan(LinearOptions(), tuning.Chunk(8, 1024, 2048), gathered)
-    assert made.chunks(1024) == (128, 8)
+    assert made.chunks(1024, 1000) == (128, 8)
 
 
 def tokens_of(rows, chunk):
-    return plan.Plan(LinearOptions(), chunk).chunks(rows)[0]
+    return plan.Plan(LinearOptions(), chunk).chunks(rows, 1000)[0]
 
 
 def test_a_chunk_is_its_share_within_limits():
@@ -107,9 +107,9 @@ def test_a_chunk_is_its_share_within_limits():
 
 def test_no_tokens_and_any_number_of_tokens():
     made = plan.Plan(LinearOptions(), tuning.ROWS[-1].chunk)
-    assert made.chunks(0) == (1, 1)  # of padding
+    assert made.chunks(0, 1000) == (1, 1)  # of padding
     (symbol,) = jax.export.symbolic_shape("n")
-    assert made.chunks(symbol)[1] == plan.SYMBOLIC_STEPS
+    assert made.chunks(symbol, 1000)[1] == plan.SYMBOLIC_STEPS
 
 
 def test_another_device_s_chunks_give_the_same_loss():

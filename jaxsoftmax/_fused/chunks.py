@@ -30,7 +30,9 @@ class Chunks(NamedTuple):
     @classmethod
     def of(cls, given: Given, plan: Plan) -> Chunks:
         batch = given.rows.hidden.shape[:-1]
-        return cls(batch, *plan.chunks(math.prod(batch)))
+        return cls(
+            batch, *plan.chunks(math.prod(batch), given.layer.kernel.shape[1 - plan.feature_axis])
+        )
 
     def split(self, tree: Tree) -> Tree:
         """[*batch, ...] -> [n, steps, ...], rows of weight 0 after the last one.
@@ -42,7 +44,7 @@ class Chunks(NamedTuple):
 
         def split(x: Array) -> Array:
             of_row = x.shape[len(self.batch) :]
-            x = x.reshape(-1, *of_row)
+            x = x.reshape(math.prod(self.batch), *of_row)
             if missing:
                 labels = not of_row and jnp.issubdtype(x.dtype, jnp.integer)
                 fill = ELSEWHERE if labels else x.dtype == jnp.bool_
@@ -57,7 +59,9 @@ class Chunks(NamedTuple):
 
         def unsplit(x: Array) -> Array:
             of_row = x.shape[2:]
-            return x.reshape(-1, *of_row)[: math.prod(self.batch)].reshape(*self.batch, *of_row)
+            return x.reshape(self.tokens * self.steps, *of_row)[: math.prod(self.batch)].reshape(
+                *self.batch, *of_row
+            )
 
         return jax.tree.map(unsplit, tree)
 
@@ -92,7 +96,11 @@ def zeros_of(given: Given, wanted: Wanted, chunks: Chunks) -> Differentiable:
 
 def chunk_of(split: Rows, i: Array, layer: Layer, plan: Plan) -> Rows:
     """Chunk i, with the tokens of all devices that share it and labels of this shard."""
-    part = gather(take(split, i), plan, "invarying")
+    return labels_of_shard(gather(take(split, i), plan, "invarying"), layer, plan)
+
+
+def labels_of_shard(part: Rows, layer: Layer, plan: Plan) -> Rows:
+    """The same rows, their labels, in a program divided over a mesh, those of this shard."""
     if plan.gathered is None or not isinstance(part.labels, ClassLabels):
         return part
     classes = layer.kernel.shape[1 - plan.feature_axis]

@@ -12,13 +12,11 @@ of differentiable operations, the derivative of either, a Hessian-vector product
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
-from jax.custom_derivatives import SymbolicZero
+from jax.custom_derivatives import SymbolicZero, zero_from_primal
 from jaxtyping import Float
 
 from jaxsoftmax import _examples
@@ -74,8 +72,7 @@ def _rows_jvp(
     dots = Differentiable.of(_nonzero(tangents[0]))
     moved = passes.tangents_of_rows(given, dots, plan)
     if found.predicted is not None:
-        no_tangent: Any = np.zeros(found.predicted.shape, jax.dtypes.float0)
-        moved = moved._replace(predicted=no_tangent)
+        moved = moved._replace(predicted=zero_from_primal(found.predicted, symbolic_zeros=True))
     return found, moved
 
 

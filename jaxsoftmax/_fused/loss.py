@@ -5,13 +5,15 @@ from __future__ import annotations
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from jaxsoftmax import _examples
 from jaxsoftmax._arguments import Arrays
 from jaxsoftmax._examples import Loss
-from jaxsoftmax._fused import chunked, derivative
+from jaxsoftmax._fused import derivative
 from jaxsoftmax._fused.given import Given, Layer, Rows
+from jaxsoftmax._fused.part import rows_at_once
 from jaxsoftmax._fused.plan import Plan
 from jaxsoftmax._options import LinearOptions
 from jaxsoftmax._xla.dtypes import accumulator
@@ -46,11 +48,15 @@ def loss(
         Layer(kernel, bias, arrays.class_weights, where if by_row is None else None),
     )
     if options.implementation == "reference":
-        rows = chunked.rows_at_once(given, plan)
+        rows = rows_at_once(given, plan)
     elif options.reduction == "none" or options.return_statistics:
         rows = derivative.rows(plan, given)
     else:
-        total = derivative.total(plan, given)
         divisor = _examples.divisor_of(examples, arrays, weights.shape, dtype, options)
-        return _examples.divided(total, divisor, arrays, options)
+        if not plan.divides_first(hidden.dtype, kernel.dtype):
+            total = derivative.total(plan, given)
+            return _examples.divided(total, divisor, arrays, options)
+        share = _examples.divided(jnp.ones_like(divisor), divisor, arrays, options)
+        of_rows = given.rows._replace(weights=weights * share)
+        return derivative.total(plan, given._replace(rows=of_rows))
     return _examples.reduced(rows, examples, arrays, options)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec
 
-from jaxsoftmax._fused import chunked, per_device
+from jaxsoftmax._fused import chunked, per_device, streamed
 from jaxsoftmax._fused.division import division_of
 from jaxsoftmax._fused.given import Differentiable, Given, Wanted
 from jaxsoftmax._fused.per_device import Work
@@ -63,9 +63,11 @@ def _like_rows_and_gradients(
     given: Given, plan: Plan, wanted: Wanted
 ) -> tuple[Array, Differentiable]:
     losses = jnp.sum(given.rows.hidden, axis=-1).astype(given.rows.weights.dtype)
-    found = Differentiable.of(given).only(wanted)
-    of_layer = jax.tree.map(lambda x: x.astype(losses.dtype), found[2:])
-    return losses, Differentiable(*found[:2], *of_layer)
+    hidden, soft_labels, kernel, *of_layer = Differentiable.of(given).only(wanted)
+    if kernel is not None:
+        kernel = kernel.astype(plan.sum_dtype(kernel.dtype, losses.dtype))
+    sums = jax.tree.map(lambda x: x.astype(losses.dtype), of_layer)
+    return losses, Differentiable(hidden, soft_labels, kernel, *sums)
 
 
 def _like_tangents(both: tuple[Given, Differentiable], plan: Plan, wanted: Wanted) -> RowLosses:
@@ -91,6 +93,15 @@ def _pulled(
     )
     (found,) = transpose(cotangents)
     return found
+
+
+def _pulled_back(both: tuple[Given, RowLosses], plan: Plan, wanted: Wanted) -> Differentiable:
+    if plan.streams:
+        given, found = both[0], streamed.pulled_back(*both, wanted, plan)[1]
+        return jax.tree.map(
+            lambda x, like: x.astype(like.dtype), found, Differentiable.of(given).only(wanted)
+        )
+    return _pulled(lambda pair: chunked.tangents_of_rows(*pair, plan), both, wanted)
 
 
 def _rows_divided(work: Work, given: Given, wanted: Wanted) -> RowLosses:
@@ -151,7 +162,7 @@ _rows = _program(
 )
 _rows_and_gradients = _program(
     "linear_rows_and_gradients",
-    lambda given, plan, wanted: chunked.rows_and_gradients(given, wanted, plan),
+    lambda given, plan, wanted: streamed.rows_and_gradients(given, wanted, plan),
     _like_rows_and_gradients,
     per_device.rows_and_gradients,
     gradients=True,
@@ -165,9 +176,7 @@ _tangents = _program(
 )
 _gradients_of_rows = _program(
     "linear_gradients_of_rows",
-    lambda both, plan, wanted: _pulled(
-        lambda pair: chunked.tangents_of_rows(pair[0], pair[1], plan), both, wanted
-    ),
+    _pulled_back,
     _like_pulled,
     _pulled_divided,
     gradients=True,

@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxsoftmax._fused import chunked
+from jaxsoftmax._fused import chunked, streamed
 from jaxsoftmax._fused.division import Division
 from jaxsoftmax._fused.given import Differentiable, Given, Layer, Rows, Wanted
 from jaxsoftmax._fused.plan import Gathered, Plan
@@ -162,7 +162,7 @@ def rows_and_gradients(work: Work, given: Given, wanted: Wanted) -> tuple[Array,
     dtype, wide = given.layer.kernel.dtype, given.rows.weights.dtype
 
     def here(given: Given) -> tuple[Array, Differentiable]:
-        losses, found = chunked.rows_and_gradients(_arrived(work, given), wanted, work.here)
+        losses, found = streamed.rows_and_gradients(_arrived(work, given), wanted, work.here)
         if found.kernel is not None:
             found = found._replace(kernel=work.depart(found.kernel, dtype))
         if not work.division.moves and work.division.token_axes:
@@ -179,7 +179,7 @@ def rows_and_gradients(work: Work, given: Given, wanted: Wanted) -> tuple[Array,
     losses, found = work.run(here, given, specs=(specs,), out_specs=(work.of_rows(), out))
     found = work.home(found)
     if found.kernel is not None:
-        found = found._replace(kernel=found.kernel.astype(wide))
+        found = found._replace(kernel=found.kernel.astype(work.plan.sum_dtype(dtype, wide)))
     return losses, found
 
 

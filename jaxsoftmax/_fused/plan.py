@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+
 from jaxsoftmax._options import LinearOptions
 from jaxsoftmax._xla.dtypes import Size
+from jaxsoftmax._xla.mesh import Blocks
 from jaxsoftmax.tuning import Chunk
 
 # A program that is exported for any number of rows has a loop of so many steps, not knowing how
 # many rows a step then takes.
 SYMBOLIC_STEPS = 16
+
+STREAMED = 1 << 25  # logits at a time where memory is what counts: 128 MiB in float32
+LANES = 128  # a block of classes is a multiple of what a TPU's registers and an H100's tiles hold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +42,48 @@ class Plan:
         return self.options.kernel_layout.index("D")
 
     @property
+    def streams(self) -> bool:
+        """Whether the kernel's gradient comes a block of classes at a time."""
+        return self.options.implementation == "streamed"
+
+    def among(self, blocks: Blocks) -> Plan:
+        """The plan of all classes here, or some, of which `blocks` knows the others."""
+        options = dataclasses.replace(self.options, axis_name=blocks)
+        return dataclasses.replace(self, options=options)
+
+    def sum_dtype(self, kernel: np.dtype, wide: np.dtype) -> np.dtype:
+        """In which the kernel's gradient is summed over the rows.
+
+        A block of classes is complete at once, and rounded like any result. (The sum before it is
+        divided may leave the range of float16.)
+        """
+        return kernel if self.streams and kernel != np.float16 else wide
+
+    def divides_first(self, hidden: np.dtype, kernel: np.dtype) -> bool:
+        """Whether the mean divides the weights, and not the gradients.
+
+        These would be two arrays, with and without. (A small 1/N leaves the range of float16.)
+        """
+        return self.streams and np.float16 not in (hidden, kernel)
+
+    @property
     def shared_by(self) -> tuple[str, ...]:
         """Mesh axes whose devices share a chunk of tokens."""
         return self.gathered.axes if self.gathered else ()
 
-    def chunks(self, rows: Size) -> tuple[Size, int]:
+    def blocks(self, rows: Size, classes: Size) -> tuple[Size, int]:
+        """Classes in a block of all rows, and the number of blocks.
+
+        Half as many logits as in a chunk: a block of the kernel's gradient is in memory beside it.
+        """
+        if not (isinstance(rows, int) and isinstance(classes, int)):
+            return classes, 1
+        size = self.chunks(rows, classes)[0] * classes // max(2 * rows, 1)
+        least = 1 if self.options.chunk_size else LANES
+        size = min(classes, max(least, size // LANES * LANES or size))
+        return size, -(-classes // size)
+
+    def chunks(self, rows: Size, classes: Size) -> tuple[Size, int]:
         """Tokens in a chunk, of this device's rows, and the number of chunks; the last is padded.
 
         At most `chunk_size` tokens: without padding where that costs few tokens a chunk. Padding
@@ -51,6 +94,8 @@ class Plan:
             return -(-rows // SYMBOLIC_STEPS), SYMBOLIC_STEPS
         devices = 1 if self.gathered is None else self.gathered.devices
         usual = max(self.chunk.least, min(self.chunk.most, rows * devices // self.chunk.share))
+        if self.streams and isinstance(classes, int):
+            usual = STREAMED // classes * devices
         largest = max(1, min((self.options.chunk_size or usual) // devices, rows))
         for tokens in range(largest, 3 * largest // 4, -1):
             if rows % tokens == 0:

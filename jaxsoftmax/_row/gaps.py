@@ -9,9 +9,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsoftmax._row.row import Row
+from jaxsoftmax._row.row import Row, Temperature
 from jaxsoftmax._row.state import entry
-from jaxsoftmax._xla.dtypes import Index, PerClass, PerRow
+from jaxsoftmax._xla.dtypes import Index, PerClass, PerRow, largest
 from jaxsoftmax._xla.masks import is_class, keep, spread
 from jaxsoftmax._xla.mesh import AxisName, over_classes
 
@@ -31,20 +31,24 @@ def weighted_gap(
     # An infinite gap is a constant: nothing at a class without a coefficient, of which it is no
     # function either. Only x_pivot moves.
     fixed = lax.stop_gradient(coefficients)
-    infinite = keep(fixed * _constant_gap(logits, top), fixed != 0.0)
+    infinite = fixed * keep(_constant_gap(logits, top), fixed != 0.0)
     if pivot is not None:
-        still = lax.stop_gradient(origin)
-        infinite += fixed * spread(keep(origin - still, lax.is_finite(still)), logits)
+        movable = keep(origin, lax.is_finite(origin))
+        infinite += fixed * spread(movable - lax.stop_gradient(movable), logits)
     terms = lax.select(moves, terms, infinite)
     if pivot is not None:
         terms = keep(terms, ~is_class(logits, pivot))
     return over_classes(terms, mesh_axis)
 
 
-def entropy(logits: PerClass, row: Row, mesh_axis: AxisName) -> PerRow:
-    """−Σ_j p_j log p_j = excess + Σ_j p_j (top − x_j): two terms of one sign."""
+def entropy(
+    logits: PerClass, row: Row, mesh_axis: AxisName, temperature: Temperature | None
+) -> PerRow:
+    """−Σ_j p_j log p_j = excess + Σ_j p_j (top − x_j)/t: two terms of one sign."""
     moves = _moves(logits, row.top)
     gap = _gap(logits, row.top, moves)
+    if temperature is not None:
+        gap = gap / temperature.value
     terms = keep(jnp.exp(-gap), moves) * gap
     return row.excess + jnp.exp(-row.excess) * over_classes(terms, mesh_axis)
 
@@ -55,10 +59,13 @@ def _moves(logits: Array, top: Array) -> Array:
 
 
 def _gap(logits: Array, origin: Array, moves: Array) -> Array:
-    return keep(spread(origin, logits) - keep(logits, moves), moves)
+    gap = spread(origin, logits) - keep(logits, moves)
+    # Not clamped: at its ends a clamp has no derivative, and the largest number is a gap, too.
+    return keep(keep(gap, gap < jnp.inf, float(largest(gap))), moves)
 
 
 def _constant_gap(logits: Array, top: Array) -> Array:
     """+inf for a class that does not exist, 0 at the top even where it is inf."""
     x, top = lax.stop_gradient(logits), spread(lax.stop_gradient(top), logits)
-    return keep(keep(top - x, x != top), x != -jnp.inf, jnp.inf)
+    apart = x != top
+    return keep(keep(top, apart) - keep(x, apart), x != -jnp.inf, jnp.inf)

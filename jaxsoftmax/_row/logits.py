@@ -6,11 +6,13 @@ A class that does not exist has logit -inf, and keeps it through every option.
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Bool
 
 from jaxsoftmax._options import LossOptions
-from jaxsoftmax._xla.dtypes import PerClass, widen
+from jaxsoftmax._row.row import Temperature
+from jaxsoftmax._xla.dtypes import PerClass, accumulator, widen
 from jaxsoftmax._xla.masks import keep
 
 
@@ -21,12 +23,17 @@ def exclude(logits: PerClass, where: Bool[Array, "... C"] | None) -> PerClass:
     return keep(logits, jnp.broadcast_to(where, logits.shape), -jnp.inf)
 
 
-def transform(logits: PerClass, options: LossOptions) -> PerClass:
-    """soft_cap(x) / temperature, in the accumulator's dtype where there is anything to do."""
-    if options.soft_cap is not None:
-        cap = options.soft_cap
-        x = widen(logits)
-        logits = keep(cap * jnp.tanh(x / cap), x != -jnp.inf, -jnp.inf)
-    if options.temperature != 1.0:
-        logits = widen(logits) / options.temperature
-    return logits
+def capped(logits: PerClass, options: LossOptions) -> PerClass:
+    """c · tanh(x / c), in the accumulator's dtype."""
+    if options.soft_cap is None:
+        return logits
+    x = widen(logits)
+    return keep(options.soft_cap * jnp.tanh(x / options.soft_cap), x != -jnp.inf, -jnp.inf)
+
+
+def temperature_of(logits: PerClass, options: LossOptions) -> Temperature | None:
+    """What divides differences of the logits."""
+    if options.temperature == 1.0:
+        return None
+    t = jnp.asarray(options.temperature, accumulator(logits.dtype))
+    return Temperature(t, options.temperature - float(np.asarray(options.temperature, t.dtype)))

@@ -12,7 +12,7 @@ from jaxsoftmax._row import gaps, state
 from jaxsoftmax._row import logits as _logits
 from jaxsoftmax._row import row as _row
 from jaxsoftmax._row import targets as _targets
-from jaxsoftmax._row.row import Row
+from jaxsoftmax._row.row import Row, Temperature
 from jaxsoftmax._row.targets import Labels, SoftLabels, Targets
 from jaxsoftmax._xla import mesh
 from jaxsoftmax._xla.dtypes import ClassWeights, Index, PerClass, PerRow, widen
@@ -36,18 +36,18 @@ def of_logits(
     logits: PerClass, labels: Labels, class_weights: ClassWeights, options: LossOptions
 ) -> RowLosses:
     """Logits to losses: every option but the weights of the examples and the reduction."""
-    x = _logits.transform(logits, options)
+    x, temperature = _logits.capped(logits, options), _logits.temperature_of(logits, options)
     targets = _targets.make(x, labels, class_weights, options)
     x = _widened(x, targets, options)
-    row = _row.of_pivot(x, targets.pivot, options.axis_name)
+    row = _row.of_pivot(x, targets.pivot, options.axis_name, temperature)
     losses = jnp.zeros_like(row.loss) if targets.share is None else times(targets.share, row.loss)
     if targets.coefficients is not None:
-        losses = losses + _soft_loss(x, row, targets, targets.coefficients, options)
+        losses = losses + _soft_loss(x, row, targets, targets.coefficients, temperature, options)
     if options.z_loss:
-        losses = losses + _z_losses(row, options)
+        losses = losses + _z_losses(_row.logsumexp(row, temperature), options)
     if not options.return_statistics:
         return RowLosses(losses)
-    return _with_statistics(losses, x, row, labels, targets, options)
+    return _with_statistics(losses, x, row, labels, targets, temperature, options)
 
 
 def of_log_probs(
@@ -66,7 +66,7 @@ def of_log_probs(
     if not options.return_statistics:
         return RowLosses(losses)
     row = _row.of_pivot(x, targets.pivot, mesh_axis)
-    return _with_statistics(losses, x, row, labels, targets, options)
+    return _with_statistics(losses, x, row, labels, targets, None, options)
 
 
 def of_binary_logits(
@@ -90,7 +90,7 @@ def times(share: Array | float, losses: Array) -> Array:
         return losses if share == 1.0 else share * losses
     infinite = jnp.isinf(losses) & (share != 0.0)
     finite = share * keep(losses, ~jnp.isinf(losses))
-    return lax.select(infinite, lax.stop_gradient(share) * losses, finite)
+    return lax.select(infinite, lax.stop_gradient(share) * keep(losses, infinite), finite)
 
 
 def _widened(logits: Array, targets: Targets, options: LossOptions) -> Array:
@@ -100,7 +100,12 @@ def _widened(logits: Array, targets: Targets, options: LossOptions) -> Array:
 
 
 def _soft_loss(
-    logits: Array, row: Row, targets: Targets, coefficients: Array, options: LossOptions
+    logits: Array,
+    row: Row,
+    targets: Targets,
+    coefficients: Array,
+    temperature: Temperature | None,
+    options: LossOptions,
 ) -> Array:
     """Σ_c coefficients_c · (−log p_c)."""
     mesh_axis = options.axis_name
@@ -109,33 +114,38 @@ def _soft_loss(
     mass = mesh.over_classes(lax.select(logits == -jnp.inf, fixed, coefficients), mesh_axis)
     if targets.share is not None:
         gap = gaps.weighted_gap(logits, coefficients, row.top, None, mesh_axis)
-        return mass * row.excess + gap
+        return mass * row.excess + _row.over(gap, temperature)
     # Relative to the largest class k, excess is −log p_k. Taken as such, with the gaps to x_k, its
     # gradient at k cancels nothing: one-hot labels are as exact as integer labels.
     excess = keep(row.loss, row.top != -jnp.inf)
     gap = gaps.weighted_gap(logits, coefficients, row.top, targets.pivot, mesh_axis)
-    return mass * excess + gap
+    return mass * excess + _row.over(gap, temperature)
 
 
-def _z_losses(row: Row, options: LossOptions) -> Array:
+def _z_losses(log_z: Array, options: LossOptions) -> Array:
     """λ · logsumexp²; 0 where no class exists, since there is no logsumexp to keep small."""
-    log_z = _row.logsumexp(row)
     movable = keep(log_z, ~jnp.isinf(log_z))
     return keep(options.z_loss * movable * movable, log_z != jnp.inf, jnp.inf)
 
 
 def _with_statistics(
-    losses: Array, logits: Array, row: Row, labels: Labels, targets: Targets, options: LossOptions
+    losses: Array,
+    logits: Array,
+    row: Row,
+    labels: Labels,
+    targets: Targets,
+    temperature: Temperature | None,
+    options: LossOptions,
 ) -> RowLosses:
     mesh_axis = options.axis_name
     log_prob = -row.loss
     if isinstance(labels, SoftLabels):
-        log_prob = -_soft_loss(logits, row, targets, labels.weights, options)
+        log_prob = -_soft_loss(logits, row, targets, labels.weights, temperature, options)
     predicted = state.largest_class(logits, mesh_axis)
     return RowLosses(
         losses,
         log_prob=log_prob,
-        logsumexp=_row.logsumexp(row),
-        entropy=gaps.entropy(logits, row, mesh_axis),
+        logsumexp=_row.logsumexp(row, temperature),
+        entropy=gaps.entropy(logits, row, mesh_axis, temperature),
         predicted=mesh.to_global(predicted, logits.shape[-1], mesh_axis),
     )

@@ -1,6 +1,8 @@
 """A finished row: everything that a loss needs to know of it.
 
-    gap = m + log S − x_k        −log p_k = log(1 + exp(gap))        1 − p_k = −expm1(log p_k)
+    gap = (m − x_k)/t + log S        −log p_k = log(1 + exp(gap))        1 − p_k = −expm1(log p_k)
+
+with the temperature t, which divides differences of logits and no logit.
 
 Small losses are not rounded to zero: p_k is never formed before it is subtracted from 1, and the
 sum leaves out the pivot's exp(0) = 1, beside which 1e-8 would be rounded away. With the largest
@@ -19,7 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from jaxsoftmax._row.state import (
     RowState,
@@ -29,38 +31,55 @@ from jaxsoftmax._row.state import (
     row_state,
     row_state_of_largest,
 )
-from jaxsoftmax._xla.dtypes import Index, PerClass, PerRow, finite, two_difference
+from jaxsoftmax._xla.dtypes import Index, PerClass, PerRow, finite, two_difference, two_product
 from jaxsoftmax._xla.masks import keep
 from jaxsoftmax._xla.mesh import AxisName
+from jaxsoftmax._xla.shardings import ones_of_rows
+
+
+class Temperature(NamedTuple):
+    """What divides the logits."""
+
+    value: Float[Array, ""]  # t
+    low: float = 0.0  # what a Python number is more than t
 
 
 class Row(NamedTuple):
     """A finished row."""
 
     loss: PerRow  # −log p_k
-    excess: PerRow  # logsumexp(x) − top, between 0 and log C
+    excess: PerRow  # logsumexp(x/t) − top/t, between 0 and log C
     top: PerRow  # max_j x_j, ±inf included; a constant under differentiation
 
 
-def of_pivot(logits: PerClass, pivot: Index, mesh_axis: AxisName) -> Row:
+def of_pivot(
+    logits: PerClass, pivot: Index, mesh_axis: AxisName, temperature: Temperature | None = None
+) -> Row:
     """The row relative to a class of its own."""
-    return finish(observe(logits, pivot, mesh_axis), False)
+    state = observe(logits, pivot, mesh_axis, scale_of(temperature, logits))
+    return finish(state, temperature, False)
+
+
+def scale_of(temperature: Temperature | None, logits: PerClass) -> PerRow | None:
+    """1/t for each row."""
+    if temperature is None:
+        return None
+    return ones_of_rows(logits, temperature.value.dtype) / temperature.value
 
 
 def of_largest(logits: PerClass, mesh_axis: AxisName) -> Row:
     """The row relative to its largest class: for quantities of the distribution alone."""
     if mesh_axis is None:
-        return finish(RowState(*row_state_of_largest(logits)), True)
+        return finish(RowState(*row_state_of_largest(logits)), None, True)
     pivot = largest_class(logits, mesh_axis)
     here = RowState(*row_state(logits, pivot))
-    return finish(merge(here, pivot, logits.shape[-1], mesh_axis), True)
+    return finish(merge(here, pivot, logits.shape[-1], mesh_axis), None, True)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def finish(state: RowState, pivot_is_largest: bool) -> Row:
-    """−log p_k, logsumexp(x) − max(x) and max(x) of each row."""
-    # The difference of two logits rounds, too: at 64 half an ulp is 4e-6, and e^gap inherits it.
-    gap, error = two_difference(finite(state.maximum), finite(state.pivot_logit))
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def finish(state: RowState, temperature: Temperature | None, pivot_is_largest: bool) -> Row:
+    """−log p_k, logsumexp(x/t) − max(x)/t and max(x) of each row."""
+    gap, error = _gap(state, temperature)
     if pivot_is_largest:
         ahead = _log_odds(state.others, gap, error)
         return Row(ahead, ahead, state.pivot_logit)
@@ -77,6 +96,21 @@ def finish(state: RowState, pivot_is_largest: bool) -> Row:
     return Row(keep(loss, ~impossible, jnp.inf), keep(excess, top != -jnp.inf), top)
 
 
+def _gap(state: RowState, temperature: Temperature | None) -> tuple[Array, Array]:
+    """(m − x_k)/t and its rounding error: at 64 half an ulp is 4e-6, and e^gap inherits it."""
+    gap, error = two_difference(finite(state.maximum), finite(state.pivot_logit))
+    if temperature is None:
+        return gap, error
+    t, low = temperature
+    quotient = finite(gap / t)
+    # Where e^gap is 0 or infinite its digits do not count, and here they might overflow.
+    ordinary = (jnp.abs(quotient) < 1e6) & (t < 1e30)
+    within = keep(quotient, ordinary)
+    product, below = two_product(within, keep(t, t < 1e30, 1.0))
+    error = (gap - product) - below + (error - within * low)
+    return quotient, keep(error / t, ordinary)
+
+
 def _log_odds(others: Array, gap: Array, error: Array) -> Array:
     """log(1 + S e^gap) for gap <= 0, in two halves so that only the result underflows."""
     half = jnp.exp(0.5 * gap)
@@ -85,15 +119,28 @@ def _log_odds(others: Array, gap: Array, error: Array) -> Array:
 
 @finish.defjvp
 def _finish_jvp(
-    pivot_is_largest: bool, primals: tuple[RowState], tangents: tuple[RowState]
+    pivot_is_largest: bool,
+    primals: tuple[RowState, Temperature | None],
+    tangents: tuple[RowState, Temperature | None],
 ) -> tuple[Row, Row]:
-    """ℓ̇ = Σ_{j≠k} p_j ẋ_j − (1 − p_k) ẋ_k, and Σ_j p_j ẋ_j for the logsumexp."""
-    (state,), (tangent,) = primals, tangents
-    row = finish(state, pivot_is_largest)
+    """ℓ̇ = Σ_{j≠k} p_j ẋ_j − (1 − p_k) ẋ_k, and Σ_j p_j ẋ_j for the logsumexp; with t, all over t.
+
+    And the gap's own −(m − x_k) ṫ/t², of which the loss has 1 − p_k. The logsumexp, less top/t, has
+    as much where x_k is the top, and −p_k where m is.
+    """
+    (state, temperature), (state_dot, temperature_dot) = primals, tangents
+    row = finish(state, temperature, pivot_is_largest)
     p_pivot, p_others, _ = pivot_probability(row)
-    of_others = per_term(p_others, state) * tangent.others  # Σ_{j≠k} p_j ẋ_j
-    loss = of_others - p_others * tangent.pivot_logit
-    excess = of_others + p_pivot * tangent.pivot_logit
+    of_others = per_term(p_others, state) * state_dot.others  # Σ_{j≠k} p_j ẋ_j
+    pivot_dot = over(state_dot.pivot_logit, temperature)
+    loss = of_others - p_others * pivot_dot
+    excess = of_others + p_pivot * pivot_dot
+    if temperature is not None and temperature_dot is not None:
+        moves = lax.is_finite(state.pivot_logit) & lax.is_finite(state.maximum)
+        gap = keep(_gap(state, temperature)[0], moves)
+        gap_dot = -gap * (temperature_dot.value / temperature.value)
+        loss += p_others * gap_dot
+        excess += lax.select(gap <= 0.0, p_others, -p_pivot) * gap_dot
     return row, Row(loss, excess, jnp.zeros_like(row.top))
 
 
@@ -112,12 +159,17 @@ def per_term(p_others: PerRow, state: RowState) -> PerRow:
     return p_others / jnp.maximum(state.others, 0.5)
 
 
-def logsumexp(row: Row) -> PerRow:
-    """log Σ_j exp(x_j) of each row."""
-    return row.top + row.excess
+def logsumexp(row: Row, temperature: Temperature | None = None) -> PerRow:
+    """log Σ_j exp(x_j/t) of each row."""
+    return over(row.top, temperature) + row.excess
+
+
+def over(x: PerRow, temperature: Temperature | None) -> PerRow:
+    """x/t."""
+    return x if temperature is None else x / temperature.value
 
 
 def against_zero(logits: PerRow) -> PerRow:
     """−log σ(x): the two-class row [x, 0] relative to its first class."""
     zero = jnp.zeros_like(logits)
-    return finish(RowState(logits, zero, zero + 1.0), False).loss
+    return finish(RowState(logits, zero, zero + 1.0), None, False).loss

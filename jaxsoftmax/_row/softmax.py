@@ -87,7 +87,7 @@ def _log_softmax_jvp(mesh_axis: AxisName, primals: Arrays, tangents: Arrays) -> 
     here = RowState(*row_state(logits, pivot))
     terms = row_terms(logits, pivot, here.maximum)
     state = merge(here, pivot, logits.shape[-1], mesh_axis)
-    row = finish(state, True)
+    row = finish(state, None, True)
     p_pivot, p_others, row_moves = pivot_probability(row)
     scale = per_term(p_others, state)
     if mesh_axis is not None:

@@ -2,12 +2,13 @@
 
 A row is taken relative to one of its classes, the *pivot* k, against all the others:
 
-    m = max_{j≠k} x_j        S = Σ_{j≠k} exp(x_j − m)
+    m = max_{j≠k} x_j        S = Σ_{j≠k} exp(s (x_j − m))
 
-The pivot is the label, or for quantities of the distribution alone the largest class. It is in no
-sum, so that 1 − p_k is never formed by a subtraction. m is a constant under differentiation: it
-cancels in every quantity below, and S carries the derivative. (Reading it through max would split
-the derivative over ties and spoil the Hessian.)
+where s, the scale, is 1/temperature and left out where that is 1. The pivot is the label, or for
+quantities of the distribution alone the largest class. It is in no sum, so that 1 − p_k is never
+formed by a subtraction. m is a constant under differentiation: it cancels in every quantity below,
+and S carries the derivative. (Reading it through max would split the derivative over ties and spoil
+the Hessian.)
 
 Each operation is one equation of a program; `_xla.forms` chooses its form. Over a mesh every device
 has the state of its classes, and `merge` makes one of them, the same on all devices.
@@ -15,6 +16,7 @@ has the state of its classes, and `merge` makes one of them, the same on all dev
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -22,8 +24,8 @@ from jax import Array, lax
 
 from jaxsoftmax._xla import mesh
 from jaxsoftmax._xla.dtypes import Index, PerClass, PerRow, Size, accumulator, finite, widen
-from jaxsoftmax._xla.forms import Arrays, Operation, Tangents, is_zero, zero
-from jaxsoftmax._xla.masks import is_class, keep
+from jaxsoftmax._xla.forms import Arrays, Operation, Tangents, Zero, is_zero, zero
+from jaxsoftmax._xla.masks import is_class, keep, nan_where, spread
 from jaxsoftmax._xla.mesh import AxisName
 
 
@@ -32,13 +34,13 @@ class RowState(NamedTuple):
 
     pivot_logit: PerRow  # x_k
     maximum: PerRow  # m, -inf and +inf included; a constant under differentiation
-    others: PerRow  # S = Σ_{j≠k} exp(x_j − m), at least 1 where others exist
+    others: PerRow  # S = Σ_{j≠k} exp(s (x_j − m)), at least 1 where others exist
 
 
-def like_row(logits: Array, *pivot: Array) -> Array:
+def like_row(logits: Array, *of_rows: Array) -> Array:
     """A number of each row, as far as types go."""
     maximum = widen(jnp.max(logits, axis=-1))
-    return maximum + sum(k.astype(maximum.dtype) for k in pivot)
+    return maximum + sum(x.astype(maximum.dtype) for x in of_rows)
 
 
 def _like_state(*arrays: Array) -> tuple[Array, Array, Array]:
@@ -55,27 +57,46 @@ row_state = Operation("row_state", _like_state)
 row_state_of_largest = Operation("row_state_of_largest", _like_state)
 row_terms = Operation("row_terms", _like_terms)
 row_state_and_terms = Operation(
-    "row_state_and_terms", lambda x, k: (*_like_state(x, k), _like_terms(x, k))
+    "row_state_and_terms", lambda *arrays: (*_like_state(*arrays), _like_terms(*arrays))
 )
 
 
 @row_state_and_terms.defjvp
 def _state_and_terms_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
-    """ẋ_k, where x_k is a number that can move; Ṡ = Σ_{j≠k} exp(x_j − m) ẋ_j."""
-    logits, pivot = primals
+    """ẋ_k, where x_k is a number that can move; Ṡ = Σ_{j≠k} exp(s (x_j − m)) · (s (x_j − m))˙."""
+    logits, pivot, *scale = primals
     if logits.dtype == accumulator(logits.dtype):
-        *state, terms = row_state_and_terms(logits, pivot)
+        *state, terms = row_state_and_terms(logits, pivot, *scale)
     else:  # the gradient is no array of terms: each pass makes its own
-        state = row_state(logits, pivot)
-        terms = row_terms(logits, pivot, state[1])
-    # One upcast for all terms: in reverse mode they are then added in float32 and rounded once.
-    x_dot = widen(tangents[0])
-    # A masked sum, whose transpose is a select that fuses with what is added to it.
-    pivot_dot = jnp.sum(keep(x_dot, is_class(logits, pivot)), axis=-1)
-    pivot_dot = keep(pivot_dot, jnp.abs(state[0]) != jnp.inf)
-    terms_dot = terms * x_dot
+        state = row_state(logits, pivot, *scale)
+        terms = row_terms(logits, pivot, state[1], *scale)
+    x_dot, _, *scale_dot = tangents
+    pivot_dot: Array | Zero = zero(state[0])
+    if not is_zero(x_dot):
+        # One upcast for all terms: in reverse mode they are then added in float32 and rounded once.
+        x_dot = widen(x_dot)
+        # A masked sum, whose transpose is a select that fuses with what is added to it.
+        of_pivot = jnp.sum(keep(x_dot, is_class(logits, pivot)), axis=-1)
+        pivot_dot = keep(of_pivot, jnp.abs(state[0]) != jnp.inf)
+    terms_dot = terms * _exponent_dot(logits, state[1], scale, (x_dot, *scale_dot))
     others_dot = jnp.sum(terms_dot, axis=-1)
     return (*state, terms), (pivot_dot, zero(state[1]), others_dot, terms_dot)
+
+
+def _exponent_dot(
+    logits: Array, maximum: Array, scale: Sequence[Array], tangents: Tangents
+) -> Array:
+    """The tangent of s (x_j − m): s ẋ_j + ṡ (x_j − m)."""
+    x_dot, *scale_dot = tangents
+    parts = []
+    if not is_zero(x_dot):
+        x_dot = widen(x_dot)
+        parts.append(x_dot * spread(scale[0], x_dot) if scale else x_dot)
+    if scale and not is_zero(scale_dot[0]):
+        x = widen(logits)
+        below = keep(x, lax.is_finite(x)) - spread(finite(maximum), x)
+        parts.append(keep(below, lax.is_finite(x)) * spread(scale_dot[0], x))
+    return sum(parts[1:], parts[0])
 
 
 @row_state.defjvp
@@ -86,30 +107,44 @@ def _state_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
 
 @row_state_of_largest.defjvp
 def _state_of_largest_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
-    return _state_jvp((*primals, largest_class(*primals)), tangents)
+    pivot = largest_class(*primals)
+    return _state_jvp((*primals, pivot), (*tangents, zero(pivot)))
 
 
 @row_terms.defjvp
 def _row_terms_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
+    logits, _, maximum, *scale = primals
+    x_dot, _, _, *scale_dot = tangents
     terms = row_terms(*primals)
-    return (terms,), (zero(terms) if is_zero(tangents[0]) else terms * widen(tangents[0]),)
+    if is_zero(x_dot) and all(map(is_zero, scale_dot)):  # of the maximum alone, which cancels
+        return (terms,), (zero(terms),)
+    return (terms,), (terms * _exponent_dot(logits, maximum, scale, (x_dot, *scale_dot)),)
 
 
-def observe(logits: PerClass, pivot: Index, mesh_axis: AxisName) -> RowState:
+def observe(
+    logits: PerClass, pivot: Index, mesh_axis: AxisName, scale: PerRow | None = None
+) -> RowState:
     """The state of each row over all shards; a pivot that is no class makes it NaN."""
-    here = RowState(*row_state(logits, pivot))
+    here = RowState(*row_state(logits, pivot, *(() if scale is None else (scale,))))
     if mesh_axis is None:
         here = here._replace(pivot_logit=mesh.nan_if_nowhere(here.pivot_logit, pivot))
-    return merge(here, pivot, logits.shape[-1], mesh_axis)
+    return merge(here, pivot, logits.shape[-1], mesh_axis, scale)
 
 
-def merge(here: RowState, pivot: Index, classes: Size, mesh_axis: AxisName) -> RowState:
+def merge(
+    here: RowState,
+    pivot: Index,
+    classes: Size,
+    mesh_axis: AxisName,
+    scale: PerRow | None = None,
+) -> RowState:
     """The state of a row of which each shard has observed so many classes."""
     if mesh_axis is None:
         return here
     pivot_logit = mesh.from_owner(here.pivot_logit, pivot, classes, mesh_axis)
     maximum = mesh.maximum(here.maximum, mesh_axis)
-    rebased = here.others * jnp.exp(finite(here.maximum) - finite(maximum))
+    below = finite(here.maximum) - finite(maximum)
+    rebased = here.others * jnp.exp(below if scale is None else below * scale)
     return RowState(pivot_logit, maximum, mesh.total(rebased, mesh_axis))
 
 
@@ -127,7 +162,7 @@ def _largest_here_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tang
 def largest_class(logits: PerClass, mesh_axis: AxisName = None) -> Index:
     """The first class with the largest logit, as a label of this shard; int32."""
     here = _largest_here(logits)
-    if mesh_axis is None:
+    if mesh_axis is None:  # no maximum is wanted
         return here
     return mesh.first_owner(here, jnp.max(logits, axis=-1), mesh_axis)
 
@@ -146,7 +181,7 @@ def _entry_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
     nowhere = label == mesh.NOWHERE
     here = is_class(logits, label) | nowhere[..., None]
     tangent = jnp.sum(keep(widen(tangents[0]), here), axis=-1)
-    return (found,), (tangent * keep(lax.full_like(tangent, 1.0), ~nowhere, jnp.nan),)
+    return (found,), (tangent * nan_where(nowhere, lax.full_like(tangent, 1.0)),)
 
 
 def entry(logits: PerClass, label: Index, mesh_axis: AxisName) -> Array:

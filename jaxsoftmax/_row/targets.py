@@ -60,7 +60,9 @@ def make(
     if isinstance(labels, SoftLabels):
         coefficients = labels.weights
         if uniform is not None:
-            coefficients = (1.0 - smoothing) * coefficients + uniform
+            # A smoothing of 1 knows no labels.
+            rest = 1.0 - smoothing
+            coefficients = rest * coefficients + uniform if rest else uniform
         pivot = largest_class(logits, mesh_axis)
         return Targets(pivot, None, _weighted(coefficients, class_weights))
     share: Array | float = 1.0 - smoothing
@@ -74,8 +76,10 @@ def make(
 def of_binary(label: Array, pos_weight: Array | None, smoothing: float) -> tuple[Array, Array]:
     """The coefficients of −log σ(x) and of −log σ(−x)."""
     positive = (1.0 - smoothing) * label + smoothing / 2 if smoothing else label
-    weighted = positive if pos_weight is None else positive * pos_weight.astype(label.dtype)
-    return weighted, 1.0 - positive
+    negative = 1.0 - positive
+    if pos_weight is not None:
+        positive = _times(positive, pos_weight.astype(label.dtype))
+    return positive, negative
 
 
 def weight_of_label(class_weights: Float[Array, "C"], label: Index, mesh_axis: AxisName) -> PerRow:
@@ -95,6 +99,10 @@ def _uniform(logits: Array, smoothing: float, mesh_axis: AxisName) -> Array:
 def _weighted(coefficients: Array, class_weights: Array | None) -> Array:
     if class_weights is None:
         return coefficients
-    weights = spread_over(class_weights, coefficients)
-    # An infinite weight counts only where the target has mass.
-    return coefficients * keep(weights, (coefficients != 0.0) | lax.is_finite(weights))
+    return _times(coefficients, spread_over(class_weights, coefficients))
+
+
+def _times(mass: Array, weights: Array) -> Array:
+    """mass · weights, 0 where either is 0, whatever the other is."""
+    counted = keep(mass, (weights != 0.0) | lax.is_finite(mass))
+    return counted * keep(weights, (mass != 0.0) | lax.is_finite(weights))

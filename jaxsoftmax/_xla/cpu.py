@@ -26,24 +26,28 @@ _LONGEST_ROW = 32768
 _SMALLEST_BAND = 32
 
 
-def row_state(logits: Array, label: Array) -> tuple[Array, Array, Array]:
+def row_state(logits: Array, label: Array, *scale: Array) -> tuple[Array, Array, Array]:
     """As `portable.row_state`."""
     label_logit, maximum = entry(logits, label), widen(_maximum_of_others(logits, label))
-    total = _sum_of_exponentials(logits, finite(maximum))
-    others = portable.without_label(total, label_logit, maximum, label, logits.shape[-1])
+    total = _sum_of_exponentials(logits, finite(maximum), *scale)
+    of_label = portable.term(label_logit, finite(maximum), *scale)
+    others = portable.without_label(total, of_label, label, logits.shape[-1])
     return label_logit, maximum, others
 
 
-def row_state_and_terms(logits: Array, label: Array) -> tuple[Array, Array, Array, Array]:
+def row_state_and_terms(
+    logits: Array, label: Array, *scale: Array
+) -> tuple[Array, Array, Array, Array]:
     """As `portable.row_state_and_terms`: the sum is that of the terms.
 
     Beside a gradient XLA:CPU writes the terms to memory, to overwrite them with the gradient. They
     are summed before the label is masked (JAX 0.12, 1024 x 32000: 104 ms, masked first 145).
     """
     label_logit, maximum = entry(logits, label), widen(_maximum_of_others(logits, label))
-    terms = portable.exponentials(logits, finite(maximum))
+    terms = portable.exponentials(logits, finite(maximum), *scale)
     total = jnp.sum(terms, axis=-1)
-    others = portable.without_label(total, label_logit, maximum, label, logits.shape[-1])
+    of_label = portable.term(label_logit, finite(maximum), *scale)
+    others = portable.without_label(total, of_label, label, logits.shape[-1])
     return label_logit, maximum, others, keep(terms, ~is_class(logits, label))
 
 
@@ -116,7 +120,7 @@ def _gather(x: Array, index: Array, axis: int) -> Array:
     return jnp.take_along_axis(x, index, axis=axis, mode="promise_in_bounds")
 
 
-def _sum_of_exponentials(logits: Array, maximum: Array) -> Array:
+def _sum_of_exponentials(logits: Array, maximum: Array, *scale: Array) -> Array:
     """Σ_j min(exp(x_j − m), 1), of long rows by shorter ones whose sums are added.
 
     XLA:CPU's exp-sum falls off a cliff beyond 32768 classes (JAX 0.10.2, 512 x 131072 float32:
@@ -125,11 +129,12 @@ def _sum_of_exponentials(logits: Array, maximum: Array) -> Array:
     """
     pieces = _pieces(logits.shape[-1])
     if pieces == 1:
-        return portable.sum_of_exponentials(logits, maximum)
-    maxima = jnp.broadcast_to(maximum[..., None], (*maximum.shape, pieces))
+        return portable.sum_of_exponentials(logits, maximum, *scale)
+    of_pieces = (*maximum.shape, pieces)
+    repeated = (jnp.broadcast_to(x[..., None], of_pieces).reshape(-1) for x in (maximum, *scale))
     rows = lax.optimization_barrier(logits.reshape(-1, logits.shape[-1] // pieces))
-    sums = portable.sum_of_exponentials(rows, maxima.reshape(-1))
-    return jnp.sum(sums.reshape(maxima.shape), axis=-1)
+    sums = portable.sum_of_exponentials(rows, *repeated)
+    return jnp.sum(sums.reshape(of_pieces), axis=-1)
 
 
 def _pieces(classes: Size) -> int:
@@ -156,7 +161,7 @@ def add_product(total: Array, hidden: Array, delta: Array, *, feature_axis: int)
     steps at least, since a loop of one is dissolved), the product behind a barrier.
     """
     tokens, features = hidden.shape
-    if features == 1:
+    if features < 2:
         wide = (x.astype(total.dtype) for x in (hidden, delta))
         return portable.add_product(total, *wide, feature_axis=feature_axis)
     known = tokens if isinstance(tokens, int) else 0  # or a symbolic dimension

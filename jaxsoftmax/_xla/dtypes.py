@@ -24,9 +24,32 @@ def accumulator(*dtypes: DTypeLike) -> np.dtype:
 
 
 def promoted(*dtypes: DTypeLike) -> np.dtype:
-    """The dtype in which operands of these dtypes meet: asked for, so also under strict rules."""
+    """The dtype in which operands of these dtypes meet: asked for, so also under strict rules.
+
+    Formats of 8 bits meet as they are where they are the same, and else in bfloat16; those of 4
+    bits in bfloat16, since XLA:CPU multiplies none.
+    """
+    names = {jnp.dtype(dtype).name for dtype in dtypes}
+    if len(names) > 1 or min(names).startswith("float4"):
+        dtypes = tuple(jnp.bfloat16 if is_narrow(dtype) else dtype for dtype in dtypes)
     with jax.numpy_dtype_promotion("standard"):
         return jnp.dtype(jnp.result_type(*dtypes))
+
+
+def is_narrow(dtype: DTypeLike) -> bool:
+    """Whether a floating point format has 8 bits or 4: some of these know no infinity."""
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits <= 8
+
+
+def roomy(x: Array) -> Array:
+    """The numbers in float32 where their own format is narrow: before any becomes infinite."""
+    return x.astype(jnp.float32) if is_narrow(x.dtype) else x
+
+
+def of_gradients(*dtypes: DTypeLike) -> np.dtype:
+    """The dtype of a gradient that is multiplied with operands of these: 8 bits would not do."""
+    dtype = promoted(*dtypes)
+    return jnp.dtype(jnp.bfloat16) if is_narrow(dtype) else dtype
 
 
 def widen(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -56,6 +79,24 @@ def finite(x: Float[Array, "..."]) -> Float[Array, "..."]:
         # bounds (JAX 0.12).
         return lax.min(lax.max(x, -largest(x)), largest(x))
     return lax.clamp(-largest(x), x, largest(x))
+
+
+def two_product(a: Float[Array, "..."], b: Float[Array, "..."]) -> tuple[Array, Array]:
+    """a · b as a rounded product and its rounding error, exactly.
+
+    (Dekker, Numer. Math. 18, 1971.)
+    """
+    product = a * b
+    (high_a, low_a), (high_b, low_b) = _halves(a), _halves(b)
+    error = ((high_a * high_b - product) + high_a * low_b + low_a * high_b) + low_a * low_b
+    return product, error
+
+
+def _halves(x: Array) -> tuple[Array, Array]:
+    """Two numbers of half the digits whose sum is x (Veltkamp)."""
+    shifted = x * (2.0 ** -(-(jnp.finfo(x.dtype).nmant + 1) // 2) + 1.0)
+    high = shifted - (shifted - x)
+    return high, x - high
 
 
 def two_difference(a: Float[Array, "..."], b: Float[Array, "..."]) -> tuple[Array, Array]:

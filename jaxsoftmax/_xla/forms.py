@@ -27,8 +27,9 @@ from jaxsoftmax._xla.shardings import explicit_sharding, vary_alike
 
 Form = Callable[..., Array | Sequence[Array]]
 Arrays = tuple[Array, ...]
-Tangents = Sequence[Any]  # arrays, or `ad.Zero` for what does not depend on the input
+Tangents = Sequence[Any]  # arrays, or `Zero` for what does not depend on the input
 JvpRule = Callable[..., tuple[Arrays, Tangents]]
+Zero = ad.Zero
 Context = mlir.LoweringRuleContext
 Lowered = Any  # values of MLIR
 
@@ -93,14 +94,14 @@ class Operation:
         return results, [0] * len(results)
 
 
-def zero(x: Array) -> ad.Zero:
+def zero(x: Array) -> Zero:
     """The tangent of a result that does not depend on any input."""
-    return ad.Zero(jax.typeof(x).to_tangent_aval())
+    return Zero(jax.typeof(x).to_tangent_aval())
 
 
 def is_zero(tangent: object) -> bool:
     """Whether a rule was given no tangent."""
-    return isinstance(tangent, ad.Zero)
+    return isinstance(tangent, Zero)
 
 
 def is_linear(operand: object) -> bool:

@@ -25,6 +25,14 @@ def keep(
     return lax.select(where, x, lax.full_like(x, otherwise))
 
 
+def nan_where(bad: Bool[Array, "*s"], x: Shaped[Array, "*s"]) -> Shaped[Array, "*s"]:
+    """x, and NaN where it is bad.
+
+    No literal, and none that is made where it is not wanted: `jax.debug_nans` looks at both.
+    """
+    return x + 0.0 * keep(lax.full_like(x, jnp.inf), bad)
+
+
 def spread(values: Shaped[Array, "*b"], like: Shaped[Array, "*b C"]) -> Shaped[Array, "*b C"]:
     """One value for each row, at every class."""
     rows = tuple(range(values.ndim))

@@ -17,10 +17,33 @@ from jax import Array, lax
 from jaxtyping import Bool, Int
 
 from jaxsoftmax._xla.dtypes import Index, PerClass, PerRow, Size
-from jaxsoftmax._xla.masks import keep
+from jaxsoftmax._xla.masks import keep, nan_where
 from jaxsoftmax._xla.shardings import varying
 
-AxisName = Hashable | None
+AxisName = Hashable | None  # the name of a mesh axis, or several; None; or `Blocks`
+
+
+class Blocks:
+    """In place of a name: the classes are split in blocks that one device takes in turn.
+
+    What a block learns from the others is then no collective, see `_xla.blocks`.
+    """
+
+    def total(self, x: PerRow) -> PerRow:
+        """As `total`."""
+        raise NotImplementedError
+
+    def maximum(self, x: PerRow) -> PerRow:
+        """As `maximum`."""
+        raise NotImplementedError
+
+    def first_owner(self, label: Index, largest: PerRow) -> Index:
+        """As `first_owner`."""
+        raise NotImplementedError
+
+    def to_global(self, label: Index, classes: Size) -> Index:
+        """As `to_global`."""
+        raise NotImplementedError
 
 
 def shards(axis_name: AxisName) -> int:
@@ -81,11 +104,15 @@ def _listed(names: frozenset[Hashable] | set[Hashable]) -> str:
 
 def total(x: PerRow, axis_name: AxisName) -> PerRow:
     """The sum over the shards."""
+    if isinstance(axis_name, Blocks):
+        return axis_name.total(x)
     return x if axis_name is None else lax.psum(x, axis_name)
 
 
 def maximum(x: PerRow, axis_name: AxisName) -> PerRow:
     """The largest over the shards; a constant under differentiation."""
+    if isinstance(axis_name, Blocks):
+        return axis_name.maximum(x)
     return x if axis_name is None else lax.pmax(lax.stop_gradient(x), axis_name)
 
 
@@ -103,6 +130,12 @@ def transposed_copies(axis_name: AxisName) -> int:
     a cotangent divided by this.
     """
     return math.prod(int(lax.axis_size(n)) for n in _names(axis_name) if not _is_typed(n))
+
+
+def over_copies(x: Array, axis_name: AxisName) -> Array:
+    """A cotangent of which each device has the part of its own copy of the sum, complete."""
+    names = tuple(n for n in _names(axis_name) if not _is_typed(n))
+    return lax.psum(x, names) if names else x
 
 
 def own_part(x: Array, axes: tuple[str, ...], dimension: int) -> Array:
@@ -138,7 +171,12 @@ def to_shard(label: Index, classes: Size, axis_name: AxisName) -> Index:
     """The same of a label that is int32 and valid, or ELSEWHERE, or NOWHERE."""
     if axis_name is None:
         return label
-    local = label - _first_class(classes, axis_name)
+    return to_part(label, _first_class(classes, axis_name), classes)
+
+
+def to_part(label: Index, first: Int[Array, ""], classes: Size) -> Index:
+    """The same of so many classes from the first."""
+    local = label - first
     here = (local >= 0) & (local < classes)
     local = lax.select(here, local, lax.full_like(local, ELSEWHERE))
     return lax.select(label == NOWHERE, lax.full_like(local, NOWHERE), local)
@@ -148,6 +186,8 @@ def to_global(label: Index, classes: Size, axis_name: AxisName) -> Index:
     """The reverse, known on every shard."""
     if axis_name is None:
         return label
+    if isinstance(axis_name, Blocks):
+        return axis_name.to_global(label, classes)
     here = label < classes
     return lax.psum(jnp.where(here, label + _first_class(classes, axis_name), 0), axis_name)
 
@@ -159,7 +199,7 @@ def from_owner(x: PerRow, label: Index, classes: Size, axis_name: AxisName) -> P
 
 def nan_if_nowhere(x: PerRow, label: Index) -> PerRow:
     """x of each label, NaN for one that is no class."""
-    return keep(x, label != NOWHERE, jnp.nan)
+    return nan_where(label == NOWHERE, x)
 
 
 def first_owner(label: Index, largest: PerRow, axis_name: AxisName) -> Index:
@@ -168,6 +208,10 @@ def first_owner(label: Index, largest: PerRow, axis_name: AxisName) -> Index:
     `label` is the largest class of this shard and `largest` its number. One owner, since two that
     tie would be counted twice; and a NaN is held by whoever has it.
     """
+    if axis_name is None:
+        return label
+    if isinstance(axis_name, Blocks):
+        return axis_name.first_owner(label, largest)
     me = lax.axis_index(axis_name)
     mine = (largest == maximum(largest, axis_name)) | jnp.isnan(largest)
     owner = lax.pmin(jnp.where(mine, me, shards(axis_name)), axis_name)

@@ -36,11 +36,14 @@ class Part(NamedTuple):
     total: Float[Array, "..."]  # S
 
 
-def row_state(logits: Array, label: Array) -> tuple[Array, Array, Array]:
+def row_state(logits: Array, label: Array, *scale: Array) -> tuple[Array, Array, Array]:
     """As `portable.row_state`, the label's entry found on the way.
 
-    (XLA:TPU writes what a gather reads: libtpu 0.0.52, 8192 x 128256 bfloat16, 2 GiB.)
+    (XLA:TPU writes what a gather reads: libtpu 0.0.52, 8192 x 128256 bfloat16, 2 GiB.) A scale
+    would be an operand of the merge, as large as the logits.
     """
+    if scale:
+        return portable.row_state(logits, label, *scale)
     x = widen(logits)
     here = is_class(logits, label)
     none = _none(x)
@@ -52,10 +55,12 @@ def row_state(logits: Array, label: Array) -> tuple[Array, Array, Array]:
     return label_logit, *_from_maximum(part)
 
 
-def row_state_and_terms(logits: Array, label: Array) -> tuple[Array, Array, Array, Array]:
+def row_state_and_terms(
+    logits: Array, label: Array, *scale: Array
+) -> tuple[Array, Array, Array, Array]:
     """As `portable.row_state_and_terms`."""
-    state = row_state(logits, label)
-    return *state, portable.shared_terms(logits, label, state[1])
+    state = row_state(logits, label, *scale)
+    return *state, portable.shared_terms(logits, label, state[1], *scale)
 
 
 def row_state_of_largest(logits: Array) -> tuple[Array, Array, Array]:

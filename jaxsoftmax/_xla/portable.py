@@ -9,36 +9,40 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsoftmax._xla.dtypes import finite, widen
+from jaxsoftmax._xla.dtypes import Size, finite, widen
 from jaxsoftmax._xla.masks import is_class, keep, spread
 from jaxsoftmax._xla.products import over_matrices, product
 
 
-def row_state(logits: Array, label: Array) -> tuple[Array, Array, Array]:
+def row_state(logits: Array, label: Array, *scale: Array) -> tuple[Array, Array, Array]:
     """x_k of the label k, 0 where it is none of these classes; m and Σ exp(x_j − m) of the others.
 
-    A class that does not exist adds nothing, and of those at +inf each adds 1.
+    A class that does not exist adds nothing, and of those at +inf each adds 1. With the scale of
+    each row, a number > 0, the terms are exp((x_j − m) · scale): differences first.
     """
     label_logit = entry(logits, label)
     maximum = widen(maximum_of_others(logits, label))
-    total = sum_of_exponentials(logits, finite(maximum))
-    return label_logit, maximum, without_label(total, label_logit, maximum, label, logits.shape[-1])
+    total = sum_of_exponentials(logits, finite(maximum), *scale)
+    of_label = term(label_logit, finite(maximum), *scale)
+    return label_logit, maximum, without_label(total, of_label, label, logits.shape[-1])
 
 
-def row_state_and_terms(logits: Array, label: Array) -> tuple[Array, Array, Array, Array]:
-    """The state, and the terms exp(x_j − m) of its sum."""
-    state = row_state(logits, label)
-    return *state, shared_terms(logits, label, state[1])
+def row_state_and_terms(
+    logits: Array, label: Array, *scale: Array
+) -> tuple[Array, Array, Array, Array]:
+    """The state, and the terms of its sum."""
+    state = row_state(logits, label, *scale)
+    return *state, shared_terms(logits, label, state[1], *scale)
 
 
-def row_terms(logits: Array, label: Array, maximum: Array) -> Array:
+def row_terms(logits: Array, label: Array, maximum: Array, *scale: Array) -> Array:
     """min(exp(x_j − m), 1) for the other classes, 0 for the label.
 
     In a pass of its own, of which no sum shares anything.
     """
     # The barrier and −m keep XLA:CPU from sharing terms, or a broadcast of m, through memory.
     x = widen(lax.optimization_barrier(logits))
-    below = jnp.minimum(x + (-finite(maximum))[..., None], 0.0)
+    below = jnp.minimum(scaled(x + (-finite(maximum))[..., None], *scale), 0.0)
     return jnp.exp(keep(below, ~is_class(logits, label), -jnp.inf))
 
 
@@ -90,31 +94,45 @@ def maximum_of_others(logits: Array, label: Array) -> Array:
     return jnp.max(keep(logits, ~is_class(logits, label), -jnp.inf), axis=-1)
 
 
-def sum_of_exponentials(logits: Array, maximum: Array) -> Array:
+def scaled(x: Array, *scale: Array) -> Array:
+    """x · scale of each row, or x."""
+    for of_row in scale:
+        x = x * of_row[..., None]
+    return x
+
+
+def term(label_logit: Array, maximum: Array, *scale: Array) -> Array:
+    """min(exp(x_k − m), 1)."""
+    below = label_logit - maximum
+    for of_row in scale:
+        below = below * of_row
+    return jnp.minimum(jnp.exp(below), 1.0)
+
+
+def sum_of_exponentials(logits: Array, maximum: Array, *scale: Array) -> Array:
     """Σ_j min(exp(x_j − m), 1)."""
     # min(exp(·), 1) and exp(min(·, 0)) are the same; XLA:CPU has a loop of its own for exp(x − m)
     # (JAX 0.12, 1024 x 32000 float32: 8.5 ms, against 11).
-    return jnp.sum(jnp.minimum(jnp.exp(widen(logits) - maximum[..., None]), 1.0), axis=-1)
+    below = scaled(widen(logits) - maximum[..., None], *scale)
+    return jnp.sum(jnp.minimum(jnp.exp(below), 1.0), axis=-1)
 
 
-def exponentials(logits: Array, maximum: Array) -> Array:
+def exponentials(logits: Array, maximum: Array, *scale: Array) -> Array:
     """min(exp(x_j − m), 1) of logits in the accumulator's dtype."""
     # −0.0: a broadcast 0.0 that the gradient's pass needs too is written to memory by XLA:CPU.
-    return jnp.exp(jnp.minimum(logits - maximum[..., None], -0.0))
+    return jnp.exp(jnp.minimum(scaled(logits - maximum[..., None], *scale), -0.0))
 
 
-def shared_terms(logits: Array, label: Array, maximum: Array) -> Array:
+def shared_terms(logits: Array, label: Array, maximum: Array, *scale: Array) -> Array:
     """`row_terms` as one array for several uses."""
-    return keep(exponentials(logits, finite(maximum)), ~is_class(logits, label))
+    terms = exponentials(logits, finite(maximum), *scale)
+    return keep(terms, ~is_class(logits, label))
 
 
-def without_label(
-    total: Array, label_logit: Array, maximum: Array, label: Array, classes: int
-) -> Array:
+def without_label(total: Array, of_label: Array, label: Array, classes: Size) -> Array:
     """The sum over all classes less the label's own term.
 
     A mask inside the sum would cost XLA:CPU a copy of the logits. Nothing is lost by subtracting:
     where the label is the largest its term is exactly 1, and the others sum to at least 1.
     """
-    of_label = jnp.minimum(jnp.exp(label_logit - finite(maximum)), 1.0)
     return total - keep(of_label, label < classes)
