@@ -1,11 +1,13 @@
 """Softmax, log-softmax, negative log-likelihood and cross entropy for JAX."""
 
 from jaxsoftmax import closed_form
-from jaxsoftmax._examples import LossStatistics, debug_checks
+from jaxsoftmax._examples import LossStatistics
+from jaxsoftmax._labels import debug_checks
 from jaxsoftmax._version import __version__
+from jaxsoftmax.binary import binary_cross_entropy
 from jaxsoftmax.distributions import log_softmax, logsumexp, softmax
 from jaxsoftmax.linear import linear_cross_entropy
-from jaxsoftmax.losses import binary_cross_entropy, cross_entropy, nll_loss
+from jaxsoftmax.losses import cross_entropy, nll_loss
 
 __all__ = [
     "LossStatistics",

@@ -9,7 +9,7 @@ import jax
 from jaxsoftmax import _selfcheck
 from jaxsoftmax._version import __version__
 
-_LINE = "{:14} {:9} {:29} {:>9} {:>9}  {}"
+_LINE = "{:14} {:13} {:43} {:>9} {:>9}  {}"
 
 
 def main() -> int:

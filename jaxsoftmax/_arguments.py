@@ -1,7 +1,7 @@
-"""What the user passed -> arrays of known kind and shape.
+"""The arrays of a loss, checked against each other.
 
-Every error about an array is raised here, when the function is called or traced, and names the
-argument, what it got and what was expected. (Values are looked at in `_examples`.)
+Every error about an array is raised here or in `_arrays`, when the function is called or traced.
+(Values are looked at in `_examples`.)
 """
 
 from __future__ import annotations
@@ -9,15 +9,25 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxsoftmax._arrays import (
+    Shape,
+    as_array,
+    as_mask,
+    as_quantity,
+    as_real,
+    as_real_or_bool,
+    batch_of,
+    broadcast,
+    class_axes,
+    of_shape,
+    show,
+)
 from jaxsoftmax._options import KernelLayout, LinearOptions, LossOptions
 from jaxsoftmax._xla import mesh
-
-Shape = tuple[int, ...]
 
 
 class Arrays(NamedTuple):
@@ -77,7 +87,7 @@ def _beside(
     if options.ignore_index is not None and y.ndim == len(shape):
         raise ValueError(
             f"ignore_index is for integer labels, got ignore_index={options.ignore_index} with "
-            f"labels of shape {_show(y.shape)}, one distribution per example; use "
+            f"labels of shape {show(y.shape)}, one distribution per example; use "
             "example_weights=mask"
         )
     return Arrays(
@@ -86,112 +96,9 @@ def _beside(
         as_class_weights(
             class_weights, tuple(shape[a] for a in axes), mesh.shards(options.axis_name)
         ),
-        as_example_weights(example_weights, _batch(shape, axes)),
+        as_example_weights(example_weights, batch_of(shape, axes)),
         as_denominator(denominator, options.reduction),
     )
-
-
-def as_array(name: str, value: object) -> Array:
-    """Value as a JAX array; Python containers are refused, as jax.numpy refuses them."""
-    if isinstance(value, (list, tuple)):
-        raise TypeError(
-            f"{name} must be an array, got a {type(value).__name__}; "
-            f"write jnp.asarray({name}) to convert it"
-        )
-    if isinstance(value, (dict, set, str, bytes)) or value is None:
-        raise TypeError(f"{name} must be an array, got a {type(value).__name__}")
-    if type(value).__name__ == "JetTracer":
-        raise TypeError(
-            f"{name} is traced by jax.experimental.jet, which takes no function with a derivative "
-            f"rule of its own; nest jax.jvp for higher derivatives"
-        )
-    if isinstance(value, (np.ndarray, np.integer)) and value.dtype in (np.int64, np.uint64):
-        # Without x64, JAX keeps the low 32 bits: a label of 2**32 would pass for class 0.
-        bounds = jnp.iinfo(jax.dtypes.canonicalize_dtype(value.dtype))
-        value = np.clip(value, bounds.min, bounds.max)
-    try:
-        return jnp.asarray(value)
-    except (TypeError, ValueError):
-        given = f"a {type(value).__name__}"
-        if isinstance(value, (np.ndarray, np.generic)):
-            given = f"dtype {value.dtype.str}"
-        raise TypeError(f"{name} must be an array that JAX can hold, got {given}") from None
-
-
-def as_quantity(value: object) -> object:
-    """NumPy's 64-bit integers as floating point: clipped to 32 bits they would be other numbers."""
-    if isinstance(value, (np.ndarray, np.integer)) and value.dtype in (np.int64, np.uint64):
-        return np.asarray(value, np.float64)
-    return value
-
-
-def as_real(name: str, value: object) -> Array:
-    """An array of floating point numbers."""
-    array = as_array(name, value)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(
-            f"{name} must be a floating point array, got dtype {array.dtype}; "
-            f"write {name}.astype(jnp.float32) if these numbers are meant"
-        )
-    return array
-
-
-def as_mask(value: object, shape: Shape, of: str) -> Array | None:
-    """`where`: a boolean array that broadcasts to `shape`, broadcast; None stays None."""
-    if value is None:
-        return None
-    array = as_array("where", value)
-    if array.dtype != jnp.bool_:
-        raise TypeError(f"where must be boolean, got dtype {array.dtype}")
-    return _broadcast("where", array, shape, of)
-
-
-def _broadcast(name: str, array: Array, shape: Shape, of: str) -> Array:
-    try:
-        return jnp.broadcast_to(array, tuple(shape))
-    except ValueError:
-        raise ValueError(
-            f"{name} must broadcast to the shape of {of}, {_show(shape)}, "
-            f"got shape {_show(array.shape)}"
-        ) from None
-
-
-def _batch(shape: Shape, axes: tuple[int, ...]) -> Shape:
-    return tuple(n for i, n in enumerate(shape) if i not in axes)
-
-
-def class_axes(
-    name: str, array: Array, axis: object, *, distribution: bool = False
-) -> tuple[int, ...]:
-    """The axes of the classes as indices >= 0; a loss has at least one class.
-
-    A distribution may have none, and `None` for all axes.
-    """
-    if distribution and axis is None:
-        axis = tuple(range(array.ndim))
-    expected = "an int or a tuple of ints" + (", or None" if distribution else "")
-    given = axis if isinstance(axis, tuple) else (axis,)
-    axes = [a for a in given if isinstance(a, (int, np.integer)) and not isinstance(a, bool)]
-    if len(axes) < len(given):
-        raise TypeError(f"axis must be {expected}, got {axis!r}")
-    if not axes:
-        raise ValueError("axis must name at least one axis, got ()")
-    for a in axes:
-        if not -array.ndim <= a < array.ndim:
-            raise ValueError(
-                f"axis {a} is out of range for {name} of shape {_show(array.shape)}, "
-                f"which has {array.ndim} axes"
-            )
-    indices = tuple(int(a) % array.ndim for a in axes)
-    if len(set(indices)) != len(indices):
-        raise ValueError(f"axis must not name an axis twice, got {axis!r}")
-    for index in indices:
-        if array.shape[index] == 0 and not distribution:
-            raise ValueError(
-                f"{name} must have at least one class, got {_show(array.shape)} "
-                f"with no entry along the class axis {index}"
-            )
-    return indices
 
 
 def _as_linear(
@@ -209,16 +116,16 @@ def _as_linear(
         hint = f'; this one fits kernel_layout="{other}"' if fits_other else ""
         raise ValueError(
             f'kernel must have shape {expected} with kernel_layout="{layout}" and '
-            f"D = {h.shape[-1]}, the last axis of hidden {_show(h.shape)}, "
-            f"got {_show(w.shape)}{hint}"
+            f"D = {h.shape[-1]}, the last axis of hidden {show(h.shape)}, "
+            f"got {show(w.shape)}{hint}"
         )
     if w.shape[classes] == 0:
-        raise ValueError(f"kernel must have at least one class, got shape {_show(w.shape)}")
+        raise ValueError(f"kernel must have at least one class, got shape {show(w.shape)}")
     if bias is None:
         return h, w, None
     count = w.shape[classes]
     what = f"one entry for each of the {count} classes"
-    return h, w, _of_shape("bias", as_real("bias", bias), (count,), what)
+    return h, w, of_shape("bias", as_real("bias", bias), (count,), what)
 
 
 def _as_class_mask(where: object, shape: Shape) -> Array | None:
@@ -228,7 +135,7 @@ def _as_class_mask(where: object, shape: Shape) -> Array | None:
     mask = as_array("where", where)
     if all(n == 1 for n in mask.shape[:-1]) and mask.ndim <= len(shape):
         mask = mask.reshape(mask.shape[-1:])
-        return as_mask(mask, shape[-1:], f"hidden @ kernel {_show(shape)}, its last axis")
+        return as_mask(mask, shape[-1:], f"hidden @ kernel {show(shape)}, its last axis")
     return as_mask(mask, shape, "hidden @ kernel")
 
 
@@ -244,25 +151,25 @@ def as_labels(
     """
     soft = isinstance(value, np.ndarray) and value.ndim == len(shape)
     labels = as_array("labels", as_quantity(value) if soft else value)
-    batch = _batch(shape, axes)
+    batch = batch_of(shape, axes)
     if labels.ndim == len(shape) and labels.shape == tuple(shape):
-        return _real_or_bool("labels", labels)
+        return as_real_or_bool("labels", labels)
     if len(axes) > 1:
         raise ValueError(
             f"labels must hold one distribution per example in the shape of {logits_name}, "
-            f"{_show(shape)}, where axis names several axes, got shape {_show(labels.shape)}"
+            f"{show(shape)}, where axis names several axes, got shape {show(labels.shape)}"
         )
     if labels.shape != batch:
         raise ValueError(
-            f"labels must have the shape of the batch, {_show(batch)} (class indices), or of "
-            f"{logits_name}, {_show(shape)} (soft labels), got shape {_show(labels.shape)}"
+            f"labels must have the shape of the batch, {show(batch)} (class indices), or of "
+            f"{logits_name}, {show(shape)} (soft labels), got shape {show(labels.shape)}"
             + _likely(labels, shape, batch, movable)
         )
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(
-            f"labels of the shape of the batch, {_show(batch)}, must be integer class indices, "
+            f"labels of the shape of the batch, {show(batch)}, must be integer class indices, "
             f"got dtype {labels.dtype}; soft labels have the shape of {logits_name}, "
-            f"{_show(shape)}"
+            f"{show(shape)}"
         )
     return labels
 
@@ -274,36 +181,16 @@ def _likely(labels: Array, shape: Shape, batch: Shape, movable: bool) -> str:
     if labels.shape == (*batch, 1):
         return "; use labels[..., 0]"
     if math.prod(labels.shape) == math.prod(batch):
-        return f"; class indices have shape {_show(batch)}: use labels.reshape({batch})"
+        return f"; class indices have shape {show(batch)}: use labels.reshape({batch})"
     for axis in range(len(shape) - 1) if movable else ():
-        if labels.shape == _batch(shape, (axis,)):
+        if labels.shape == batch_of(shape, (axis,)):
             return f"; did you mean axis={axis}?"
     return ""
 
 
 def as_entries(value: object, shape: Shape) -> Array:
     """Labels entry by entry, in the logits' shape."""
-    return _of_shape("labels", _real_or_bool("labels", value), shape, "the shape of logits")
-
-
-def as_broadcastable(name: str, value: object, shape: Shape) -> Array | None:
-    """Boolean or real numbers that broadcast to `shape`, broadcast; None stays None."""
-    if value is None:
-        return None
-    return _broadcast(name, _real_or_bool(name, value), shape, "logits")
-
-
-def _of_shape(name: str, array: Array, shape: Shape, what: str) -> Array:
-    if array.shape != tuple(shape):
-        raise ValueError(f"{name} must have {what}, {_show(shape)}, got shape {_show(array.shape)}")
-    return array
-
-
-def _real_or_bool(name: str, value: object) -> Array:
-    array = as_array(name, as_quantity(value))
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        raise TypeError(f"{name} must be real or boolean, got dtype {array.dtype}")
-    return array
+    return of_shape("labels", as_real_or_bool("labels", value), shape, "the shape of logits")
 
 
 def as_class_weights(value: object, shape: Shape, shards: int = 1) -> Array | None:
@@ -313,7 +200,7 @@ def as_class_weights(value: object, shape: Shape, shards: int = 1) -> Array | No
     classes = math.prod(shape)
     here = "" if shards == 1 else f" of this device's shard, of {shards * classes} in all"
     what = f"one weight for each of the {classes} classes{here}"
-    weights = _of_shape("class_weights", as_real("class_weights", value), shape, what)
+    weights = of_shape("class_weights", as_real("class_weights", value), shape, what)
     return weights if len(shape) == 1 else weights.reshape(classes)
 
 
@@ -322,7 +209,7 @@ def as_example_weights(value: object, batch: Shape) -> Array | None:
     if value is None:
         return None
     name = "example_weights"
-    return _broadcast(name, _real_or_bool(name, value), batch, "the batch")
+    return broadcast(name, as_real_or_bool(name, value), batch, "the batch")
 
 
 def as_denominator(value: object, reduction: str) -> Array | None:
@@ -335,11 +222,7 @@ def as_denominator(value: object, reduction: str) -> Array | None:
         )
     denominator = as_array("denominator", as_quantity(value))
     if denominator.shape != ():
-        raise ValueError(f"denominator must be a scalar, got shape {_show(denominator.shape)}")
+        raise ValueError(f"denominator must be a scalar, got shape {show(denominator.shape)}")
     if jnp.issubdtype(denominator.dtype, jnp.complexfloating) or denominator.dtype == jnp.bool_:
         raise TypeError(f"denominator must be a real number, got dtype {denominator.dtype}")
     return denominator
-
-
-def _show(shape: Shape) -> str:
-    return "[" + ", ".join(map(str, shape)) + "]"

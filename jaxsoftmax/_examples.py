@@ -8,9 +8,7 @@ examples count, and labels outside [0, C) with their `debug_checks`.
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
-import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,23 +17,16 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.experimental import checkify
 from jaxtyping import Bool, Float
 
 from jaxsoftmax._arguments import Arrays
+from jaxsoftmax._labels import check_counts, checked_index, comparable, is_ignored, is_valid
 from jaxsoftmax._options import LossOptions
 from jaxsoftmax._row.losses import RowLosses
 from jaxsoftmax._row.targets import ClassLabels, Labels, SoftLabels, weight_of_label
 from jaxsoftmax._xla import mesh
 from jaxsoftmax._xla.dtypes import Index, PerRow, Size, accumulator
 from jaxsoftmax._xla.masks import keep, nan_where, spread
-
-debug_checks = jax.make_user_context(False)
-debug_checks.__doc__ = """Context in which labels are checked by value, under checkify.
-
-`with jaxsoftmax.debug_checks(True): error, loss = checkify.checkify(f)(...)` makes a label
-outside [0, C) an error that names it, instead of the NaN that the loss is without.
-"""
 
 
 class LossStatistics(NamedTuple):
@@ -77,7 +68,7 @@ def of_logits(
 ) -> Examples:
     """Classes to one last axis, both kinds of labels apart, ignored rows zeroed."""
     dtype = accumulator(logits.dtype)
-    labels: Labels = ClassLabels(_comparable(arrays.labels))
+    labels: Labels = ClassLabels(comparable(arrays.labels))
     if arrays.labels.ndim == logits.ndim:
         labels = SoftLabels(classes_last(arrays.labels, axes).astype(dtype))
     logits = classes_last(logits, axes)
@@ -90,7 +81,7 @@ def of_logits(
     examples = _settle(given, broken, dtype, logits.shape[-1], options)
     if isinstance(examples.labels, ClassLabels):
         return examples
-    _check_counts(classes_last(arrays.labels, axes), examples.ignored)
+    check_counts(classes_last(arrays.labels, axes), examples.ignored)
     if examples.ignored is None:
         return examples
     soft = examples.labels.weights
@@ -118,7 +109,7 @@ def of_hidden(
     Soft labels keep their dtype and their ignored rows: a copy of them would be as large as the
     logits.
     """
-    labels: Labels = ClassLabels(_comparable(arrays.labels))
+    labels: Labels = ClassLabels(comparable(arrays.labels))
     if arrays.labels.ndim == hidden.ndim:
         labels = SoftLabels(arrays.labels)
 
@@ -128,7 +119,7 @@ def of_hidden(
     given = Examples(hidden, labels, arrays.example_weights, None)
     examples = _settle(given, broken, dtype, classes, options)
     if isinstance(labels, SoftLabels):
-        _check_counts(arrays.labels, examples.ignored)
+        check_counts(arrays.labels, examples.ignored)
     return examples
 
 
@@ -137,7 +128,7 @@ def of_entries(
 ) -> Examples:
     """The same for losses that have no class axis: every entry is an example."""
     dtype = accumulator(logits.dtype)
-    ignored = _is_ignored(labels, options)
+    ignored = is_ignored(labels, options)
     y = labels.astype(dtype)
     if ignored is not None:
         y = keep(y, ~ignored)
@@ -169,19 +160,19 @@ def _settle(
         """Which examples hold something that no loss can be computed from."""
         found = broken_inputs()
         if isinstance(labels, ClassLabels):
-            found |= ~_is_valid(labels.classes, classes * mesh.shards(options.axis_name))
+            found |= ~is_valid(labels.classes, classes * mesh.shards(options.axis_name))
         elif jnp.issubdtype(labels.weights.dtype, jnp.floating):
             found |= ~jnp.all(jnp.isfinite(labels.weights), axis=-1)
         return mesh.anywhere(found, options.axis_name)
 
     if isinstance(labels, ClassLabels):
-        ignored = _is_ignored(labels.classes, options)
+        ignored = is_ignored(labels.classes, options)
     weights, ignored = _effective(weights, ignored, broken, dtype)
     if ignored is not None:
         inputs = keep(inputs, spread(~ignored, inputs))
     if isinstance(labels, ClassLabels):
         index = labels.classes if ignored is None else keep(labels.classes, ~ignored)
-        labels = ClassLabels(_checked_label(index, classes, options))
+        labels = ClassLabels(checked_index(index, classes, options))
     return Examples(inputs, labels, weights, ignored)
 
 
@@ -201,88 +192,6 @@ def _effective(
         weights = lax.full_like(ignored, 1, dtype) if weights is None else weights
         weights = keep(weights, ~ignored)
     return weights, ignored
-
-
-# --- labels ---------------------------------------------------------------------------------------
-
-
-def _checked_label(label: Index, classes: Size, options: LossOptions) -> Array:
-    """Labels as int32 of this shard of so many classes, NOWHERE for all outside [0, C)."""
-    everywhere = classes * mesh.shards(options.axis_name)
-    valid = _is_valid(label, everywhere)
-    if debug_checks.value:
-        checkify.check(
-            jnp.all(valid),
-            "labels must be in [0, C) with C = {classes}, got {value}",
-            classes=jnp.int32(everywhere),
-            value=_first(label, ~valid),
-        )
-    return mesh.to_local(label, valid, classes, options.axis_name)
-
-
-def _check_counts(labels: Array, ignored: Array | None) -> None:
-    """Integers in the logits' shape are one-hot, or several hot classes, and no class indices."""
-    if not debug_checks.value or not jnp.issubdtype(labels.dtype, jnp.integer):
-        return
-    wrong = (labels != 0) & (labels != 1)
-    if ignored is not None:
-        wrong &= spread(~ignored, wrong)
-    checkify.check(
-        ~jnp.any(wrong),
-        "labels are integers in the shape of the logits: each must be 0 or 1, got {value}; class "
-        "indices have the shape of the batch",
-        value=_first(labels, wrong),
-    )
-
-
-def check_log_probs(log_probs: Array) -> None:
-    """Log-probabilities are not all between 0 and 1."""
-    if debug_checks.value:
-        between = jnp.all((log_probs >= 0.0) & (log_probs <= 1.0)) & jnp.any(log_probs > 0.0)
-        checkify.check(
-            ~between,
-            "log_probs are all in [0, 1]: they must be log-probabilities, as log_softmax gives "
-            "them, got what looks like probabilities",
-        )
-
-
-def _first(values: Array, where: Array) -> Array:
-    """The first of the values where the mask is true."""
-    if values.size == 0:
-        return jnp.zeros((), values.dtype)
-    return values.reshape(-1)[jnp.argmax(where)]
-
-
-def _is_ignored(label: Array, options: LossOptions) -> Array | None:
-    """Whether it is one of the ignored indices."""
-    indices = options.ignore_index
-    if indices is None:
-        return None
-    several = indices if isinstance(indices, tuple) else (indices,)
-    return functools.reduce(operator.or_, (_is_index(label, index) for index in several))
-
-
-def _is_index(label: Array, index: int) -> Array:
-    """label == index, also for an index that the label's dtype cannot hold."""
-    if jnp.issubdtype(label.dtype, jnp.floating):
-        return label == jnp.asarray(index, label.dtype)
-    bounds = (0, 1) if label.dtype == jnp.bool_ else _bounds(label.dtype)
-    if bounds[0] <= index <= bounds[1]:
-        return label == jnp.asarray(index, label.dtype)
-    return lax.full_like(label, False, jnp.bool_)
-
-
-def _bounds(dtype: np.dtype) -> tuple[int, int]:
-    return int(jnp.iinfo(dtype).min), int(jnp.iinfo(dtype).max)
-
-
-def _is_valid(label: Array, classes: Size) -> Array:
-    return (label >= 0) & (label < classes)
-
-
-def _comparable(label: Array) -> Array:
-    """An int8 cannot be compared with 1000 classes."""
-    return label.astype(jnp.int32) if label.dtype.itemsize < 4 else label
 
 
 # --- reduction ------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ formulas in NumPy float64 at the very numbers that the device was given.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from typing import NamedTuple
 
@@ -16,13 +17,13 @@ import numpy as np
 from jax import Array
 from jaxtyping import DTypeLike
 
-from jaxsoftmax import distributions, losses
+from jaxsoftmax import binary, distributions, losses
 from jaxsoftmax._options import Implementation, LinearKeywords, Reduction
-from jaxsoftmax._xla.dtypes import accumulator
+from jaxsoftmax._xla.dtypes import accumulator, is_narrow
 from jaxsoftmax.linear import linear_cross_entropy
 
 ROWS, CLASSES, FEATURES, SEED = 64, 300, 384, 0
-DTYPES = ("float32", "bfloat16", "float16", "float64")
+DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float64")
 
 # What rounding may take, in epsilons of the result's dtype: of the differences of logits (8 at a
 # margin of 30), the device's exp, the sum over 300 classes, and for float64 of the reference.
@@ -41,6 +42,14 @@ class Check(NamedTuple):
     gradient: Callable[[_Numbers, _Indices, _Numbers], _Numbers]  # the third is the cotangent
     rounds_to_input: bool = False  # the value comes back in the input's dtype
     cancels: bool = False  # the gradient is a difference of numbers as large as the cotangent
+
+
+# JAX's debugging modes, none of which should find anything.
+MODES: dict[str, tuple[Callable[[], AbstractContextManager[None]], ...]] = {
+    "debug_nans": (lambda: jax.debug_nans(True),),
+    "debug_nans, no jit": (lambda: jax.debug_nans(True), lambda: jax.disable_jit(True)),
+}
+MODES_OF = ("cross_entropy, smoothed", "log_softmax", "linear loss, summed")
 
 
 class Outcome(NamedTuple):
@@ -121,7 +130,7 @@ def _checks() -> Iterator[Check]:
     yield Check("nll_loss of log_softmax", _nll_of_log_softmax, _nll, _residual)
     yield Check(
         "binary_cross_entropy",
-        lambda x, y: losses.binary_cross_entropy(x, _binary(x, y), reduction="none"),
+        lambda x, y: binary.binary_cross_entropy(x, _binary(x, y), reduction="none"),
         lambda x, y: np.logaddexp(0.0, np.where(y[:, None] % 2 == 1, -x, x)),
         lambda x, y, c: c * np.where(y[:, None] % 2 == 1, -_sigmoid(-x), _sigmoid(x)),
     )
@@ -172,6 +181,23 @@ def run() -> Iterator[Outcome]:
                 continue  # emulated there, and not a dtype that anyone trains in
             with jax.enable_x64(dtype == "float64"), jax.default_device(device):
                 yield from (_run_one(check, device, dtype) for check in _checks())
+        for mode in MODES:
+            with jax.default_device(device):
+                some = (check for check in _checks() if check.name in MODES_OF)
+                yield from (_run_in_mode(check, device, mode) for check in some)
+
+
+def _run_in_mode(check: Check, device: jax.Device, mode: str) -> Outcome:
+    """The check in float32; an alarm of the mode is a failure."""
+    named = check._replace(name=f"{check.name}; {mode}")
+    with ExitStack() as stack:
+        for enter in MODES[mode]:
+            stack.enter_context(enter())
+        try:
+            return _run_one(named, device, "float32")
+        except FloatingPointError:
+            nan = float("nan")
+            return Outcome(str(device), "float32", named.name, (nan, nan), (0.0, 0.0))
 
 
 def _run_one(check: Check, device: jax.Device, dtype: str) -> Outcome:
@@ -202,7 +228,8 @@ def _run_one(check: Check, device: jax.Device, dtype: str) -> Outcome:
 
 
 def _allowed(dtype: DTypeLike) -> float:
-    return _EPSILONS * float(jnp.finfo(dtype).eps)
+    # Of 8 bits the epsilon is larger than all else.
+    return (1.0 if is_narrow(dtype) else _EPSILONS) * float(jnp.finfo(dtype).eps)
 
 
 def _distance(got: Array, expected: _Numbers, scale: _Numbers) -> float:

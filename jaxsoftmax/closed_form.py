@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Num
 
-from jaxsoftmax import _arguments
+from jaxsoftmax import _arguments, _arrays
 from jaxsoftmax._xla import masks as _masks
 
 _Array = Array | np.ndarray
@@ -98,8 +98,8 @@ def cross_entropy_hessian(logits: Float[_Array, "... C"]) -> Float[Array, "... C
 
 
 def _checked(logits: object) -> Array:
-    x = _arguments.as_real("logits", logits)
-    _arguments.class_axes("logits", x, -1)
+    x = _arrays.as_real("logits", logits)
+    _arrays.class_axes("logits", x, -1)
     return x
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float
 
-from jaxsoftmax import _arguments
+from jaxsoftmax import _arrays
 from jaxsoftmax._options import axis_name_of
 from jaxsoftmax._row import logits as _logits
 from jaxsoftmax._row import row as _row
@@ -158,9 +158,9 @@ def _call(
     keepdims: bool = False,
 ) -> Array:
     mesh.shards(axis_name_of(axis_name))
-    x = _arguments.as_real("logits", logits)
-    axes = _arguments.class_axes("logits", x, axis, distribution=True)
-    mask = _arguments.as_mask(where, x.shape, "logits")
+    x = _arrays.as_real("logits", logits)
+    axes = _arrays.class_axes("logits", x, axis, distribution=True)
+    mask = _arrays.as_mask(where, x.shape, "logits")
     mesh.check_axis(axis_name, {"logits": x}, {})
     result = _apply(x, mask, function=function, axes=axes, axis_name=axis_name)
     return jnp.expand_dims(result, axes) if keepdims else result

@@ -11,14 +11,14 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Num, Real
 
-from jaxsoftmax import _arguments, _examples
+from jaxsoftmax import _arguments, _examples, _labels
 from jaxsoftmax._arguments import Arrays
 from jaxsoftmax._examples import Loss, LossStatistics
 from jaxsoftmax._options import CrossEntropyKeywords, LossKeywords, LossOptions, Reduction
 from jaxsoftmax._row import logits as _logits
 from jaxsoftmax._row import losses as _losses
 from jaxsoftmax._row.losses import RowLosses
-from jaxsoftmax._row.targets import Labels, SoftLabels
+from jaxsoftmax._row.targets import Labels
 from jaxsoftmax._xla.dtypes import roomy
 from jaxsoftmax._xla.shardings import by_rows
 
@@ -83,7 +83,8 @@ def cross_entropy(
         where: boolean, broadcastable to `logits`; excluded classes do not exist.
         class_weights: `[C]`, of several axes their shape; every class's term carries its weight,
             and for integer labels the mean divides by the weights of the labels, as in PyTorch.
-        example_weights: broadcastable to the batch: a mask (False is ignored) or real weights.
+        example_weights: broadcastable to the batch: a mask (False is ignored) or real weights. The
+            mean divides by their sum: for weights of both signs (advantages) give `denominator`.
         ignore_index: examples with this integer label, or one of these, have loss 0 and gradient
             0, whatever their logits hold; it need not be a class.
         label_smoothing: ε in [0, 1]: the target becomes (1−ε)·y + ε/C over the C classes that
@@ -224,73 +225,6 @@ def nll_loss(
     return _compute(checked, arrays, rows_of=_losses.of_log_probs, axes=axes, options=options)
 
 
-def binary_cross_entropy(
-    logits: Float[_Array, "..."],
-    labels: Num[_Array, "..."] | Bool[_Array, "..."],
-    *,
-    pos_weight: Float[_Array, "..."] | float | None = None,
-    example_weights: _Weights = None,
-    ignore_index: int | tuple[int, ...] | None = None,
-    label_smoothing: float = 0.0,
-    reduction: Reduction = "mean",
-    denominator: float | Array | None = None,
-) -> _Loss:
-    r"""Binary cross entropy from logits: the two-class case, one entry at a time.
-
-        ℓ = −pos_weight · y · log σ(x) − (1 − y) · log σ(−x),     σ(x) = 1/(1 + exp(−x))
-
-    which is `cross_entropy` of the logits [0, x] with the label y.
-
-    Args:
-        logits: `[...]`, floating point.
-        labels: the logits' shape; integers 0 and 1, booleans, or real numbers in [0, 1].
-        pos_weight: broadcastable to the logits; the weight of the positive term. May be traced.
-        example_weights: broadcastable to the logits; a mask (False is ignored) or real weights.
-        ignore_index: entries with this label, or one of these, have loss 0 and gradient 0; it may
-            lie outside of [0, 1], as 255 often does.
-        label_smoothing: ε in [0, 1]: the label becomes (1−ε)·y + ε/2.
-        reduction: "mean" (over Σ `example_weights`, or the number of entries that are not ignored),
-            "sum" or "none".
-        denominator: replaces the divisor of the mean. A divisor of 0 gives 0 and gradient 0.
-
-    Returns:
-        The loss, float32 (float64 for float64 logits); full relative accuracy for hard labels,
-        however confident the logit. A label outside [0, 1] makes its entry NaN; up
-        to 1e-5 beyond counts as 0 or 1, being rounding.
-
-    Gradients: σ(x) − y without `pos_weight`, formed as −σ(−x) at y = 1; 0 for ignored entries.
-        They flow to `logits`, real `labels`, `pos_weight`, real `example_weights` and
-        `denominator`.
-
-    Raises:
-        TypeError: integer logits, a Python list, an option that is an array or tracer.
-        ValueError: a wrong shape or option value; `denominator` without reduction="mean".
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from jaxsoftmax import binary_cross_entropy
-        >>> print(binary_cross_entropy(jnp.array([30.0, -2.0]), jnp.array([1, 0]),
-        ...                            reduction="none"))
-        [9.357623e-14 1.269280e-01]
-
-    Source: Dive into Deep Learning, section 4.1; PyTorch's binary_cross_entropy_with_logits for
-        the meaning of `pos_weight`.
-    """
-    options = LossOptions(
-        reduction=reduction, label_smoothing=label_smoothing, ignore_index=ignore_index
-    )
-    x = _arguments.as_real("logits", logits)
-    y = _arguments.as_entries(labels, x.shape)
-    positive = _arguments.as_broadcastable("pos_weight", pos_weight, x.shape)
-    weights = _arguments.as_broadcastable("example_weights", example_weights, x.shape)
-    arrays = Arrays(
-        y,
-        example_weights=weights,
-        denominator=_arguments.as_denominator(denominator, options.reduction),
-    )
-    return _binary(x, positive, arrays, options=options)
-
-
 @partial(jax.jit, static_argnames=("rows_of", "axes", "options"))
 @partial(by_rows, class_axes=lambda axes, **_: axes)
 def _compute(
@@ -304,18 +238,6 @@ def _compute(
     logits = _logits.exclude(roomy(logits), arrays.where)
     examples = _examples.of_logits(logits, arrays, axes, options)
     if rows_of is _losses.of_log_probs:
-        _examples.check_log_probs(examples.inputs)
+        _labels.check_log_probs(examples.inputs)
     rows = rows_of(examples.inputs, examples.labels, arrays.class_weights, options)
-    return _examples.reduced(rows, examples, arrays, options)
-
-
-@partial(jax.jit, static_argnames=("options",))
-@partial(by_rows, class_axes=lambda **_: ())
-def _binary(
-    logits: Array, pos_weight: Array | None, arrays: Arrays, *, options: LossOptions
-) -> Loss:
-    examples = _examples.of_entries(logits, arrays.labels, arrays.example_weights, options)
-    assert isinstance(examples.labels, SoftLabels)
-    label = examples.labels.weights
-    rows = _losses.of_binary_logits(examples.inputs, label, pos_weight, options)
     return _examples.reduced(rows, examples, arrays, options)

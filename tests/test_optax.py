@@ -51,7 +51,6 @@ DIFFERENCES = {
     "infinite_logit": "softmax beside +inf: jax.nn NaN, ours probability 1",
     "gradient_of_an_absent_logit": "jax.nn.log_softmax moves -inf, ours does not",
     "integer_logits": "jax.nn takes them, ours is an error",
-    "no_class": "jax.nn returns nothing, or -inf, over no class; ours is an error",
 }
 
 DTYPES = {"float32": jnp.float32, "float64": jnp.float64, "bfloat16": jnp.bfloat16}
@@ -525,7 +524,7 @@ def test_difference_tuple_of_axes():
     x, labels = np.zeros((2, 3, 4), np.float32), np.zeros(2, np.int32)
     theirs = optax.softmax_cross_entropy_with_integer_labels(x, labels, axis=(1, 2))
     np.testing.assert_allclose(theirs, np.full(2, np.log(12)), 1e-6)
-    with pytest.raises(TypeError, match="axis must be an int"):
+    with pytest.raises(ValueError, match="where axis names several axes"):
         per_example(x, labels, axis=(1, 2))
     np.testing.assert_allclose(per_example(x.reshape(2, 12), labels), theirs, 1e-6)
 
@@ -533,7 +532,7 @@ def test_difference_tuple_of_axes():
 def test_difference_labels_that_broadcast():
     x, y = np.zeros((2, 3), np.float32), np.array([[0, 0.5, 0.5]], np.float32)
     np.testing.assert_allclose(optax.softmax_cross_entropy(x, y), np.full(2, np.log(3)), 1e-6)
-    with pytest.raises(ValueError, match="must hold one distribution per example"):
+    with pytest.raises(ValueError, match="labels must have the shape of the batch"):
         per_example(x, y)
     with pytest.raises(ValueError, match="labels must have the shape of logits"):
         binary_per_entry(x, y)
@@ -584,9 +583,8 @@ def test_every_axis(name):
 
 
 @pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
-def test_difference_no_class(name):
+def test_no_class(name):
     x = np.zeros((2, 0), np.float32)
     expected = np.full(2, -INF) if name == "logsumexp" else x
     np.testing.assert_array_equal(getattr(jax.nn, name)(x, axis=-1), expected)
-    with pytest.raises(ValueError, match="at least one class"):
-        getattr(js, name)(x)
+    np.testing.assert_array_equal(getattr(js, name)(x), expected)

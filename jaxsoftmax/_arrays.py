@@ -1,0 +1,140 @@
+"""One argument: what the user passed -> an array of known kind and shape.
+
+An error names the argument, what it got and what was expected.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+Shape = tuple[int, ...]
+
+
+def as_array(name: str, value: object) -> Array:
+    """Value as a JAX array; Python containers are refused, as jax.numpy refuses them."""
+    if isinstance(value, (list, tuple)):
+        raise TypeError(
+            f"{name} must be an array, got a {type(value).__name__}; "
+            f"write jnp.asarray({name}) to convert it"
+        )
+    if isinstance(value, (dict, set, str, bytes)) or value is None:
+        raise TypeError(f"{name} must be an array, got a {type(value).__name__}")
+    if type(value).__name__ == "JetTracer":
+        raise TypeError(
+            f"{name} is traced by jax.experimental.jet, which takes no function with a derivative "
+            f"rule of its own; nest jax.jvp for higher derivatives"
+        )
+    if isinstance(value, (np.ndarray, np.integer)) and value.dtype in (np.int64, np.uint64):
+        # Without x64, JAX keeps the low 32 bits: a label of 2**32 would pass for class 0.
+        bounds = jnp.iinfo(jax.dtypes.canonicalize_dtype(value.dtype))
+        value = np.clip(value, bounds.min, bounds.max)
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError):
+        given = f"a {type(value).__name__}"
+        if isinstance(value, (np.ndarray, np.generic)):
+            given = f"dtype {value.dtype.str}"
+        raise TypeError(f"{name} must be an array that JAX can hold, got {given}") from None
+
+
+def as_quantity(value: object) -> object:
+    """NumPy's 64-bit integers as floating point: clipped to 32 bits they would be other numbers."""
+    if isinstance(value, (np.ndarray, np.integer)) and value.dtype in (np.int64, np.uint64):
+        return np.asarray(value, np.float64)
+    return value
+
+
+def as_real(name: str, value: object) -> Array:
+    """An array of floating point numbers."""
+    array = as_array(name, value)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(
+            f"{name} must be a floating point array, got dtype {array.dtype}; "
+            f"write {name}.astype(jnp.float32) if these numbers are meant"
+        )
+    return array
+
+
+def as_mask(value: object, shape: Shape, of: str) -> Array | None:
+    """`where`: a boolean array that broadcasts to `shape`, broadcast; None stays None."""
+    if value is None:
+        return None
+    array = as_array("where", value)
+    if array.dtype != jnp.bool_:
+        raise TypeError(f"where must be boolean, got dtype {array.dtype}")
+    return broadcast("where", array, shape, of)
+
+
+def broadcast(name: str, array: Array, shape: Shape, of: str) -> Array:
+    try:
+        return jnp.broadcast_to(array, tuple(shape))
+    except ValueError:
+        raise ValueError(
+            f"{name} must broadcast to the shape of {of}, {show(shape)}, "
+            f"got shape {show(array.shape)}"
+        ) from None
+
+
+def batch_of(shape: Shape, axes: tuple[int, ...]) -> Shape:
+    return tuple(n for i, n in enumerate(shape) if i not in axes)
+
+
+def class_axes(
+    name: str, array: Array, axis: object, *, distribution: bool = False
+) -> tuple[int, ...]:
+    """The axes of the classes as indices >= 0; a loss has at least one class.
+
+    A distribution may have none, and `None` for all axes.
+    """
+    if distribution and axis is None:
+        axis = tuple(range(array.ndim))
+    expected = "an int or a tuple of ints" + (", or None" if distribution else "")
+    given = axis if isinstance(axis, tuple) else (axis,)
+    axes = [a for a in given if isinstance(a, (int, np.integer)) and not isinstance(a, bool)]
+    if len(axes) < len(given):
+        raise TypeError(f"axis must be {expected}, got {axis!r}")
+    if not axes:
+        raise ValueError("axis must name at least one axis, got ()")
+    for a in axes:
+        if not -array.ndim <= a < array.ndim:
+            raise ValueError(
+                f"axis {a} is out of range for {name} of shape {show(array.shape)}, "
+                f"which has {array.ndim} axes"
+            )
+    indices = tuple(int(a) % array.ndim for a in axes)
+    if len(set(indices)) != len(indices):
+        raise ValueError(f"axis must not name an axis twice, got {axis!r}")
+    for index in indices:
+        if array.shape[index] == 0 and not distribution:
+            raise ValueError(
+                f"{name} must have at least one class, got {show(array.shape)} "
+                f"with no entry along the class axis {index}"
+            )
+    return indices
+
+
+def of_shape(name: str, array: Array, shape: Shape, what: str) -> Array:
+    if array.shape != tuple(shape):
+        raise ValueError(f"{name} must have {what}, {show(shape)}, got shape {show(array.shape)}")
+    return array
+
+
+def as_real_or_bool(name: str, value: object) -> Array:
+    array = as_array(name, as_quantity(value))
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise TypeError(f"{name} must be real or boolean, got dtype {array.dtype}")
+    return array
+
+
+def as_broadcastable(name: str, value: object, shape: Shape) -> Array | None:
+    """Boolean or real numbers that broadcast to `shape`, broadcast; None stays None."""
+    if value is None:
+        return None
+    return broadcast(name, as_real_or_bool(name, value), shape, "logits")
+
+
+def show(shape: Shape) -> str:
+    return "[" + ", ".join(map(str, shape)) + "]"
