@@ -3,6 +3,7 @@
 from jaxsoftmax import closed_form
 from jaxsoftmax._examples import LossStatistics
 from jaxsoftmax._labels import debug_checks
+from jaxsoftmax._row.targets import SparseLabels
 from jaxsoftmax._version import __version__
 from jaxsoftmax.binary import binary_cross_entropy
 from jaxsoftmax.distributions import log_softmax, logsumexp, softmax
@@ -11,6 +12,7 @@ from jaxsoftmax.losses import cross_entropy, nll_loss
 
 __all__ = [
     "LossStatistics",
+    "SparseLabels",
     "__version__",
     "binary_cross_entropy",
     "closed_form",

@@ -7,8 +7,9 @@ Every error about an array is raised here or in `_arrays`, when the function is 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -26,21 +27,54 @@ from jaxsoftmax._arrays import (
     of_shape,
     show,
 )
-from jaxsoftmax._options import KernelLayout, LinearOptions, LossOptions
+from jaxsoftmax._options import (
+    KernelLayout,
+    LinearOptions,
+    LossOptions,
+    Numbers,
+    Traced,
+    check_number,
+)
+from jaxsoftmax._row.targets import SparseLabels
 from jaxsoftmax._xla import mesh
 
 
 class Arrays(NamedTuple):
     """The arrays of a loss beside its logits, or beside the linear layer that makes them."""
 
-    labels: Array
+    labels: Array | SparseLabels
     where: Array | None = None
     class_weights: Array | None = None
     example_weights: Array | None = None
     denominator: Array | None = None
+    numbers: Numbers = Numbers()
 
 
-Given = tuple[object, object, object, object, object]  # the same unchecked, in this order
+# The same unchecked, in this order.
+Given = tuple[object, object, object, object, object, Numbers]
+
+
+def split_numbers(**values: object) -> tuple[dict[str, Any], Numbers]:
+    """Options that are arrays, apart; in their place the sign that they are."""
+    static, arrays = dict(values), {}
+    for name, value in values.items():
+        if isinstance(value, (Array, np.ndarray)):
+            arrays[name] = _as_number(name, value)
+            static[name] = Traced.ARRAY
+    return static, Numbers(**arrays)
+
+
+def _as_number(name: str, value: object) -> Array:
+    number = as_array(name, as_quantity(value))
+    real = jnp.issubdtype(number.dtype, jnp.floating) or jnp.issubdtype(number.dtype, jnp.integer)
+    if number.shape != () or not real:
+        raise (ValueError if real else TypeError)(
+            f"{name} must be a Python number or a scalar array of real numbers, got shape "
+            f"{show(number.shape)}, dtype {number.dtype}"
+        )
+    if not isinstance(number, jax.core.Tracer):
+        check_number(name, float(number))
+    return number
 
 
 def checked(
@@ -70,8 +104,12 @@ def checked_linear(
 
 def _of_examples(arrays: Arrays, ndim: int) -> dict[str, Array | None]:
     """Arrays with a number for each example, by name."""
-    indices = arrays.labels if arrays.labels.ndim < ndim else None
-    return {"labels": indices, "example_weights": arrays.example_weights}
+    if isinstance(arrays.labels, SparseLabels):
+        indices, weights = arrays.labels
+        found: dict[str, Array | None] = {"labels.indices": indices, "labels.weights": weights}
+    else:
+        found = {"labels": arrays.labels if arrays.labels.ndim < ndim else None}
+    return {**found, "example_weights": arrays.example_weights}
 
 
 def _beside(
@@ -82,13 +120,23 @@ def _beside(
     given: Given,
     options: LossOptions,
 ) -> Arrays:
-    labels, _, class_weights, example_weights, denominator = given
-    y = as_labels(labels, name, shape, axes, movable=not isinstance(options, LinearOptions))
-    if options.ignore_index is not None and y.ndim == len(shape):
+    labels, _, class_weights, example_weights, denominator, numbers = given
+    y: Array | SparseLabels
+    if isinstance(labels, SparseLabels):
+        y = _as_sparse(labels, batch_of(shape, axes))
+    else:
+        y = as_labels(labels, name, shape, axes, movable=not isinstance(options, LinearOptions))
+    distributions = isinstance(y, SparseLabels) or y.ndim == len(shape)
+    kind = "SparseLabels" if isinstance(y, SparseLabels) else f"labels of shape {show(y.shape)}"
+    if options.ignore_index is not None and distributions:
         raise ValueError(
             f"ignore_index is for integer labels, got ignore_index={options.ignore_index} with "
-            f"labels of shape {show(y.shape)}, one distribution per example; use "
-            "example_weights=mask"
+            f"{kind}, one distribution per example; use example_weights=mask"
+        )
+    if options.focal_gamma and (distributions or options.label_smoothing != 0.0):
+        raise ValueError(
+            f"focal_gamma is for integer labels without smoothing, got focal_gamma="
+            f"{options.focal_gamma} with {kind} and label_smoothing={options.label_smoothing}"
         )
     return Arrays(
         y,
@@ -98,6 +146,7 @@ def _beside(
         ),
         as_example_weights(example_weights, batch_of(shape, axes)),
         as_denominator(denominator, options.reduction),
+        numbers,
     )
 
 
@@ -172,6 +221,27 @@ def as_labels(
             f"{show(shape)}"
         )
     return labels
+
+
+def _as_sparse(labels: SparseLabels, batch: Shape) -> SparseLabels:
+    """Integer indices and real weights of one shape: the batch's and a last axis."""
+    indices = as_array("labels.indices", labels.indices)
+    weights = as_real_or_bool("labels.weights", labels.weights)
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise TypeError(f"labels.indices must be integers, got dtype {indices.dtype}")
+    for name, x in (("indices", indices), ("weights", weights)):
+        if x.ndim != len(batch) + 1 or x.shape[:-1] != batch:
+            of_batch = ", ".join(map(str, (*batch, "K")))
+            raise ValueError(
+                f"labels.{name} must have the shape of the batch and a last axis of the classes "
+                f"that an example names, [{of_batch}], got shape {show(x.shape)}"
+            )
+    if indices.shape != weights.shape:
+        raise ValueError(
+            f"labels.indices and labels.weights must have one shape, got {show(indices.shape)} and "
+            f"{show(weights.shape)}"
+        )
+    return SparseLabels(indices, weights)
 
 
 def _likely(labels: Array, shape: Shape, batch: Shape, movable: bool) -> str:

@@ -23,7 +23,13 @@ from jaxsoftmax._arguments import Arrays
 from jaxsoftmax._labels import check_counts, checked_index, comparable, is_ignored, is_valid
 from jaxsoftmax._options import LossOptions
 from jaxsoftmax._row.losses import RowLosses
-from jaxsoftmax._row.targets import ClassLabels, Labels, SoftLabels, weight_of_label
+from jaxsoftmax._row.targets import (
+    ClassLabels,
+    Labels,
+    SoftLabels,
+    SparseLabels,
+    weight_of_label,
+)
 from jaxsoftmax._xla import mesh
 from jaxsoftmax._xla.dtypes import Index, PerRow, Size, accumulator
 from jaxsoftmax._xla.masks import keep, nan_where, spread
@@ -33,21 +39,27 @@ class LossStatistics(NamedTuple):
     """What a loss knows besides its value (a pytree; `return_statistics=True` returns it).
 
     All are of p = softmax(soft_cap(logits) / temperature), without smoothing or weights, and 0 on
-    ignored examples. The first three are float32 (float64 for float64 logits), differentiable.
+    ignored examples (`rank` −1). Those that are real numbers are float32 (float64 for float64
+    logits) and differentiable; beside a scalar loss they cost no further matrix product unless they
+    are differentiated. `(rank == 0).sum()` counts the examples that are right, `rank < k` those
+    whose label is among the k largest.
     """
 
     log_prob: PerRow  # log p_y of the label y; Σ_c y_c log p_c for soft labels
     logsumexp: PerRow  # log Σ_c exp(x_c)
     entropy: PerRow  # −Σ_c p_c log p_c
-    predicted: Index  # argmax_c x_c, the first of several
+    predicted: Index  # argmax_c x_c, the first of several, int32
+    predicted_log_prob: PerRow  # log p of it: the confidence
+    rank: Index | None  # how many classes lie strictly above the label; None for soft labels
     weight_sum: Float[Array, ""]  # the divisor of the mean that labels and weights imply
 
 
 # Of a package that is imported a second time (its modules gone from `sys.modules`) the first stays.
-with contextlib.suppress(ValueError):
-    jax.export.register_namedtuple_serialization(
-        LossStatistics, serialized_name="jaxsoftmax.LossStatistics"
-    )
+for _public in (LossStatistics, SparseLabels):
+    with contextlib.suppress(ValueError):
+        jax.export.register_namedtuple_serialization(
+            _public, serialized_name=f"jaxsoftmax.{_public.__name__}"
+        )
 
 ROUNDING = 1e-5  # how far beyond [0, 1] the label of a binary loss may lie
 
@@ -68,9 +80,9 @@ def of_logits(
 ) -> Examples:
     """Classes to one last axis, both kinds of labels apart, ignored rows zeroed."""
     dtype = accumulator(logits.dtype)
-    labels: Labels = ClassLabels(comparable(arrays.labels))
-    if arrays.labels.ndim == logits.ndim:
-        labels = SoftLabels(classes_last(arrays.labels, axes).astype(dtype))
+    labels = _labels_apart(arrays.labels, logits.ndim)
+    if isinstance(labels, SoftLabels):
+        labels = SoftLabels(classes_last(labels.weights, axes).astype(dtype))
     logits = classes_last(logits, axes)
 
     def broken() -> Array:
@@ -79,13 +91,21 @@ def of_logits(
 
     given = Examples(logits, labels, arrays.example_weights, None)
     examples = _settle(given, broken, dtype, logits.shape[-1], options)
-    if isinstance(examples.labels, ClassLabels):
+    if not isinstance(examples.labels, SoftLabels):
         return examples
+    assert isinstance(arrays.labels, Array)
     check_counts(classes_last(arrays.labels, axes), examples.ignored)
     if examples.ignored is None:
         return examples
     soft = examples.labels.weights
     return examples._replace(labels=SoftLabels(keep(soft, spread(~examples.ignored, soft))))
+
+
+def _labels_apart(labels: Array | SparseLabels, ndim: int) -> Labels:
+    """By kind, of logits of this rank."""
+    if isinstance(labels, SparseLabels):
+        return SparseLabels(comparable(labels.indices), labels.weights)
+    return SoftLabels(labels) if labels.ndim == ndim else ClassLabels(comparable(labels))
 
 
 def classes_last(x: Array, axes: tuple[int, ...]) -> Array:
@@ -109,9 +129,7 @@ def of_hidden(
     Soft labels keep their dtype and their ignored rows: a copy of them would be as large as the
     logits.
     """
-    labels: Labels = ClassLabels(comparable(arrays.labels))
-    if arrays.labels.ndim == hidden.ndim:
-        labels = SoftLabels(arrays.labels)
+    labels = _labels_apart(arrays.labels, hidden.ndim)
 
     def broken() -> Array:
         return ~jnp.all(jnp.isfinite(hidden), axis=-1)
@@ -119,7 +137,7 @@ def of_hidden(
     given = Examples(hidden, labels, arrays.example_weights, None)
     examples = _settle(given, broken, dtype, classes, options)
     if isinstance(labels, SoftLabels):
-        check_counts(arrays.labels, examples.ignored)
+        check_counts(labels.weights, examples.ignored)
     return examples
 
 
@@ -159,8 +177,12 @@ def _settle(
     def broken() -> Array:
         """Which examples hold something that no loss can be computed from."""
         found = broken_inputs()
+        everywhere = classes * mesh.shards(options.axis_name)
         if isinstance(labels, ClassLabels):
-            found |= ~is_valid(labels.classes, classes * mesh.shards(options.axis_name))
+            found |= ~is_valid(labels.classes, everywhere)
+        elif isinstance(labels, SparseLabels):
+            named = ~is_valid(labels.indices, everywhere) & (labels.weights != 0)
+            found |= jnp.any(named | ~jnp.isfinite(labels.weights.astype(dtype)), axis=-1)
         elif jnp.issubdtype(labels.weights.dtype, jnp.floating):
             found |= ~jnp.all(jnp.isfinite(labels.weights), axis=-1)
         return mesh.anywhere(found, options.axis_name)
@@ -173,6 +195,12 @@ def _settle(
     if isinstance(labels, ClassLabels):
         index = labels.classes if ignored is None else keep(labels.classes, ~ignored)
         labels = ClassLabels(checked_index(index, classes, options))
+    elif isinstance(labels, SparseLabels):
+        named = labels.weights.astype(dtype)
+        if ignored is not None:
+            named = keep(named, spread(~ignored, named))
+        index = keep(labels.indices, named != 0.0)  # that of padding is not looked at
+        labels = SparseLabels(checked_index(index, classes, options), named)
     return Examples(inputs, labels, weights, ignored)
 
 
@@ -207,16 +235,30 @@ def reduced(rows: RowLosses, examples: Examples, arrays: Arrays, options: LossOp
         losses = divided(jnp.sum(losses), divisor, arrays, options)
     if not options.return_statistics:
         return losses
+    return losses, statistics_of(rows, examples, divisor)
 
-    def keep_counted(values: Array | None) -> Array:
+
+def statistics_of(rows: RowLosses, examples: Examples, divisor: Array) -> LossStatistics:
+    """What is known of the rows, those that do not count aside."""
+
+    def counting(values: Array | None, otherwise: int = 0) -> Array:
         assert values is not None
         if examples.ignored is None:
             return values
-        return lax.select(examples.ignored, lax.full_like(values, 0), values)
+        ignored = examples.ignored
+        if values.ndim > ignored.ndim:
+            ignored = spread(ignored, values)
+        return lax.select(ignored, lax.full_like(values, otherwise), values)
 
-    known = (rows.log_prob, rows.logsumexp, rows.entropy, rows.predicted)
-    log_prob, log_z, entropy, predicted = map(keep_counted, known)
-    return losses, LossStatistics(log_prob, log_z, entropy, predicted, divisor)
+    return LossStatistics(
+        log_prob=counting(rows.log_prob),
+        logsumexp=counting(rows.logsumexp),
+        entropy=counting(rows.entropy),
+        predicted=counting(rows.predicted),
+        predicted_log_prob=counting(rows.predicted_log_prob),
+        rank=None if rows.rank is None else counting(rows.rank, -1),
+        weight_sum=divisor,
+    )
 
 
 def counted(losses: PerRow, weights: PerRow) -> PerRow:

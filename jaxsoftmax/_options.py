@@ -7,11 +7,11 @@ Options are static under jit: an option that is off is a branch never taken, not
 from __future__ import annotations
 
 import dataclasses
-import math
+import enum
 import numbers
 import operator
-from collections.abc import Callable, Hashable
-from typing import Any, Literal, TypedDict, get_args
+from collections.abc import Hashable
+from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
 import numpy as np
 from jax import Array
@@ -23,22 +23,49 @@ Reduction = Literal["none", "sum", "mean"]
 Implementation = Literal["auto", "reference", "chunked", "streamed"]
 KernelLayout = Literal["DV", "VD"]
 
-_FLOAT32 = np.finfo(np.float32)
-_POSITIVE = (
-    lambda x: float(_FLOAT32.tiny) <= x <= float(_FLOAT32.max),
-    "a finite number > 0, normal in float32",
-)
-# The inverse is taken, too.
-_INVERTIBLE = (
-    lambda x: float(_FLOAT32.tiny) <= x <= 1 / float(_FLOAT32.tiny),
-    "a finite number > 0, normal in float32, and so its inverse",
-)
-_NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
-    "label_smoothing": (lambda x: 0.0 <= x <= 1.0, "in [0, 1]"),
-    "z_loss": (lambda x: 0.0 <= x < math.inf, "a finite number >= 0"),
-    "temperature": _INVERTIBLE,
-    "soft_cap": _POSITIVE,
+_LARGEST = float(np.finfo(np.float32).max)
+_SMALLEST = float(np.finfo(np.float32).tiny)  # of the normal numbers
+
+# Options that are real numbers: the smallest and the largest, both included.
+BOUNDS: dict[str, tuple[float, float]] = {
+    "label_smoothing": (0.0, 1.0),
+    "z_loss": (0.0, _LARGEST),
+    "temperature": (_SMALLEST, 1 / _SMALLEST),  # the inverse is taken, too
+    "soft_cap": (_SMALLEST, _LARGEST),
+    "focal_gamma": (0.0, _LARGEST),
+    "poly_epsilon": (-_LARGEST, _LARGEST),
 }
+_EXPECTED = {
+    "label_smoothing": "in [0, 1]",
+    "z_loss": "a finite number >= 0",
+    "temperature": "a finite number > 0, normal in float32, and so its inverse",
+    "soft_cap": "a finite number > 0, normal in float32",
+    "focal_gamma": "a finite number >= 0",
+    "poly_epsilon": "a finite number",
+}
+
+
+class Traced(enum.Enum):
+    """Stands for the value of an option that is an array."""
+
+    ARRAY = "an array"
+
+
+class Numbers(NamedTuple):
+    """The arrays among the options that may be arrays; None for Python numbers."""
+
+    label_smoothing: Array | None = None
+    z_loss: Array | None = None
+    soft_cap: Array | None = None
+    temperature: Array | None = None
+
+
+def check_number(name: str, number: float) -> float:
+    """An error for a value that is out of bounds, NaN included."""
+    low, high = BOUNDS[name]
+    if not low <= number <= high:
+        raise ValueError(f"{name} must be {_EXPECTED[name]}, got {number}")
+    return number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,24 +73,24 @@ class LossOptions:
     """Every option whose value is a Python number, string or bool."""
 
     reduction: Reduction = "mean"
-    label_smoothing: float = 0.0
+    label_smoothing: float | Traced = 0.0
     ignore_index: int | tuple[int, ...] | None = None
     return_statistics: bool = False
-    z_loss: float = 0.0
-    soft_cap: float | None = None
-    temperature: float = 1.0
+    z_loss: float | Traced = 0.0
+    soft_cap: float | Traced | None = None
+    temperature: float | Traced = 1.0
+    focal_gamma: float = 0.0
+    poly_epsilon: float = 0.0
     axis_name: Hashable | None = None
 
     def __post_init__(self) -> None:
         """Check each value and store it as the plain Python type it stands for."""
         _one_of("reduction", self.reduction, Reduction)
         axis_name_of(self.axis_name)
-        for name, (holds, expected) in _NUMBERS.items():
-            if name != "soft_cap" or self.soft_cap is not None:
-                number = _number(name, getattr(self, name))
-                if not holds(number):
-                    raise ValueError(f"{name} must be {expected}, got {number}")
-                self._store(name, number)
+        for name in BOUNDS:
+            value = getattr(self, name)
+            if value is not Traced.ARRAY and (name != "soft_cap" or value is not None):
+                self._store(name, check_number(name, _number(name, value)))
         self._store("ignore_index", _indices("ignore_index", self.ignore_index))
         _reject_array("return_statistics", self.return_statistics, "True or False")
         if not isinstance(self.return_statistics, bool):
@@ -136,7 +163,8 @@ def _reject_array(name: str, value: object, expected: str) -> None:
     if hasattr(value, "aval") or (hasattr(value, "shape") and not isinstance(value, numbers.Real)):
         raise TypeError(
             f"{name} must be {expected}, known when the function is traced, got the array or "
-            f"tracer {value!r}; under jit, mark it as a static argument or close over it"
+            f"tracer {value!r}; under jit, mark it as a static argument or close over it (to learn "
+            f"or to schedule a number, take temperature, z_loss, soft_cap or label_smoothing)"
         )
 
 
@@ -163,7 +191,7 @@ class LossKeywords(TypedDict, total=False):
     class_weights: Float[_Array, "C"] | None
     example_weights: Real[_Array, "..."] | Bool[_Array, "..."] | None
     ignore_index: int | tuple[int, ...] | None
-    label_smoothing: float
+    label_smoothing: float | Array
     reduction: Reduction
     denominator: float | Array | None
     axis_name: str | tuple[str, ...] | None
@@ -173,9 +201,11 @@ class CrossEntropyKeywords(LossKeywords, total=False):
     """Of those that are given logits."""
 
     where: Bool[_Array, "..."] | None
-    z_loss: float
-    soft_cap: float | None
-    temperature: float
+    z_loss: float | Array
+    soft_cap: float | Array | None
+    temperature: float | Array
+    focal_gamma: float
+    poly_epsilon: float
 
 
 class LinearKeywords(CrossEntropyKeywords, total=False):

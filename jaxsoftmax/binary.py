@@ -14,6 +14,7 @@ from jaxsoftmax._arguments import Arrays
 from jaxsoftmax._examples import Loss
 from jaxsoftmax._options import LossOptions, Reduction
 from jaxsoftmax._row import losses as _losses
+from jaxsoftmax._row.options import row_options
 from jaxsoftmax._row.targets import SoftLabels
 from jaxsoftmax._xla.shardings import by_rows
 
@@ -29,7 +30,8 @@ def binary_cross_entropy(
     pos_weight: Float[_Array, "..."] | float | None = None,
     example_weights: _Weights = None,
     ignore_index: int | tuple[int, ...] | None = None,
-    label_smoothing: float = 0.0,
+    label_smoothing: float | Array = 0.0,
+    focal_gamma: float = 0.0,
     reduction: Reduction = "mean",
     denominator: float | Array | None = None,
 ) -> _Loss:
@@ -46,7 +48,8 @@ def binary_cross_entropy(
         example_weights: broadcastable to the logits; a mask (False is ignored) or real weights.
         ignore_index: entries with this label, or one of these, have loss 0 and gradient 0; it may
             lie outside of [0, 1], as 255 often does.
-        label_smoothing: ε in [0, 1]: the label becomes (1−ε)·y + ε/2.
+        label_smoothing: ε in [0, 1]: the label becomes (1−ε)·y + ε/2. It may be a scalar array.
+        focal_gamma: γ multiplies −log σ(x) by σ(−x)^γ and −log σ(−x) by σ(x)^γ; without smoothing.
         reduction: "mean" (over Σ `example_weights`, or the number of entries that are not ignored),
             "sum" or "none".
         denominator: replaces the divisor of the mean. A divisor of 0 gives 0 and gradient 0.
@@ -74,9 +77,15 @@ def binary_cross_entropy(
     Source: Dive into Deep Learning, section 4.1; PyTorch's binary_cross_entropy_with_logits for
         the meaning of `pos_weight`.
     """
+    static, numbers = _arguments.split_numbers(label_smoothing=label_smoothing)
     options = LossOptions(
-        reduction=reduction, label_smoothing=label_smoothing, ignore_index=ignore_index
+        reduction=reduction, ignore_index=ignore_index, focal_gamma=focal_gamma, **static
     )
+    if focal_gamma and options.label_smoothing != 0.0:
+        raise ValueError(
+            f"focal_gamma is for labels without smoothing, got focal_gamma={focal_gamma} with "
+            f"label_smoothing={options.label_smoothing}"
+        )
     x = _arrays.as_real("logits", logits)
     y = _arguments.as_entries(labels, x.shape)
     positive = _arrays.as_broadcastable("pos_weight", pos_weight, x.shape)
@@ -85,6 +94,7 @@ def binary_cross_entropy(
         y,
         example_weights=weights,
         denominator=_arguments.as_denominator(denominator, options.reduction),
+        numbers=numbers,
     )
     return _binary(x, positive, arrays, options=options)
 
@@ -94,8 +104,10 @@ def binary_cross_entropy(
 def _binary(
     logits: Array, pos_weight: Array | None, arrays: Arrays, *, options: LossOptions
 ) -> Loss:
+    assert isinstance(arrays.labels, Array)
     examples = _examples.of_entries(logits, arrays.labels, arrays.example_weights, options)
     assert isinstance(examples.labels, SoftLabels)
     label = examples.labels.weights
-    rows = _losses.of_binary_logits(examples.inputs, label, pos_weight, options)
+    of_rows = row_options(options, arrays.numbers, label.dtype)
+    rows = _losses.of_binary_logits(examples.inputs, label, pos_weight, of_rows)
     return _examples.reduced(rows, examples, arrays, options)

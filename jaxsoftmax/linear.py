@@ -18,6 +18,7 @@ from jaxsoftmax._options import (
     LinearOptions,
     Reduction,
 )
+from jaxsoftmax._row.targets import SparseLabels
 
 _Array = Array | np.ndarray
 _Weights = Real[_Array, "..."] | Bool[_Array, "..."] | None
@@ -28,7 +29,7 @@ _Loss = Float[Array, "..."]
 def linear_cross_entropy(
     hidden: Float[_Array, "..."],
     kernel: Float[_Array, "D V"] | Float[_Array, "V D"],
-    labels: Num[_Array, "..."],
+    labels: Num[_Array, "..."] | SparseLabels,
     bias: Float[_Array, "V"] | None = ...,
     *,
     return_statistics: Literal[False] = ...,
@@ -38,7 +39,7 @@ def linear_cross_entropy(
 def linear_cross_entropy(
     hidden: Float[_Array, "..."],
     kernel: Float[_Array, "D V"] | Float[_Array, "V D"],
-    labels: Num[_Array, "..."],
+    labels: Num[_Array, "..."] | SparseLabels,
     bias: Float[_Array, "V"] | None = ...,
     *,
     return_statistics: Literal[True],
@@ -47,20 +48,22 @@ def linear_cross_entropy(
 def linear_cross_entropy(
     hidden: Float[_Array, "..."],
     kernel: Float[_Array, "D V"] | Float[_Array, "V D"],
-    labels: Num[_Array, "..."],
+    labels: Num[_Array, "..."] | SparseLabels,
     bias: Float[_Array, "V"] | None = None,
     *,
     where: Bool[_Array, "..."] | None = None,
     class_weights: Float[_Array, "V"] | None = None,
     example_weights: _Weights = None,
     ignore_index: int | tuple[int, ...] | None = None,
-    label_smoothing: float = 0.0,
+    label_smoothing: float | Array = 0.0,
     reduction: Reduction = "mean",
     denominator: float | Array | None = None,
     return_statistics: bool = False,
-    z_loss: float = 0.0,
-    soft_cap: float | None = None,
-    temperature: float = 1.0,
+    z_loss: float | Array = 0.0,
+    soft_cap: float | Array | None = None,
+    temperature: float | Array = 1.0,
+    focal_gamma: float = 0.0,
+    poly_epsilon: float = 0.0,
     kernel_layout: KernelLayout = "DV",
     chunk_size: int | None = None,
     implementation: Implementation = "auto",
@@ -77,15 +80,19 @@ def linear_cross_entropy(
     Args:
         hidden: `[..., D]`, floating point: what the last layer sees.
         kernel: `[D, V]`, or with kernel_layout="VD" `[V, D]`, floating point.
-        labels: integers `[...]`, or soft labels `[..., V]`, one distribution per example.
+        labels: integers `[...]`, soft labels `[..., V]`, one distribution per example, or
+            `SparseLabels`.
         bias: `[V]`, floating point.
         where: boolean, broadcastable to `[..., V]`; excluded classes do not exist.
         class_weights: `[V]`; as in `cross_entropy`.
         example_weights: broadcastable to `[...]`: a mask (False is ignored) or real weights.
         ignore_index: examples with this integer label, or one of these, have loss 0 and gradient
             0, whatever their hidden state holds.
-        label_smoothing, reduction, denominator, return_statistics: as in `cross_entropy`.
-        z_loss, soft_cap, temperature: as in `cross_entropy`.
+        label_smoothing, reduction, denominator: as in `cross_entropy`.
+        return_statistics: as in `cross_entropy`. Beside a scalar loss they cost no matrix product
+            unless they are differentiated; then reduction="none" has one backward pass for both.
+        z_loss, soft_cap, temperature: as in `cross_entropy`, arrays included.
+        focal_gamma, poly_epsilon: as in `cross_entropy`.
         kernel_layout: "DV" (Flax), or "VD" for a tied embedding or a PyTorch weight, which is read
             as it is stored, without a copy, its gradient in the same layout. (`embedding.T` with
             "DV" gives the same numbers, but XLA may copy it and its gradient.)
@@ -109,9 +116,9 @@ def linear_cross_entropy(
 
     Gradients: products run in the promoted dtype of `hidden` and `kernel` and accumulate in
         float32; each gradient comes back in its own input's dtype. They flow to `hidden`,
-        `kernel`, `bias`, soft `labels`, `class_weights`, real `example_weights` and
-        `denominator`. The sum and the mean take them in one pass with the loss (three products,
-        "streamed" four in two passes); "none" and statistics compute the logits again.
+        `kernel`, `bias`, soft `labels`, `class_weights`, real `example_weights`, `denominator` and
+        options that are arrays. The sum and the mean take them in one pass with the loss (three
+        products, "streamed" four in two passes); "none" and statistics compute the logits again.
 
     Raises:
         TypeError: an array of the wrong kind, an option that is an array or tracer.
@@ -128,19 +135,21 @@ def linear_cross_entropy(
     Source: Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models (2024), for never
         holding the logits; Hsu et al., Liger Kernel (2024), for the gradient in the forward pass.
     """
+    static, numbers = _arguments.split_numbers(
+        label_smoothing=label_smoothing, z_loss=z_loss, soft_cap=soft_cap, temperature=temperature
+    )
     options = LinearOptions(
         reduction=reduction,
-        label_smoothing=label_smoothing,
         ignore_index=ignore_index,
         return_statistics=return_statistics,
-        z_loss=z_loss,
-        soft_cap=soft_cap,
-        temperature=temperature,
+        focal_gamma=focal_gamma,
+        poly_epsilon=poly_epsilon,
         axis_name=axis_name,
         kernel_layout=kernel_layout,
         chunk_size=chunk_size,
         implementation=implementation,
+        **static,
     )
-    given = (labels, where, class_weights, example_weights, denominator)
+    given = (labels, where, class_weights, example_weights, denominator, numbers)
     h, w, b, arrays = _arguments.checked_linear(hidden, kernel, bias, given, options)
     return loss(h, w, b, arrays, options=options, chunk=tuning.chunk_for(h, w))

@@ -18,8 +18,9 @@ from jaxsoftmax._options import CrossEntropyKeywords, LossKeywords, LossOptions,
 from jaxsoftmax._row import logits as _logits
 from jaxsoftmax._row import losses as _losses
 from jaxsoftmax._row.losses import RowLosses
-from jaxsoftmax._row.targets import Labels
-from jaxsoftmax._xla.dtypes import roomy
+from jaxsoftmax._row.options import RowOptions, row_options
+from jaxsoftmax._row.targets import Labels, SparseLabels
+from jaxsoftmax._xla.dtypes import accumulator, roomy
 from jaxsoftmax._xla.shardings import by_rows
 
 _Array = Array | np.ndarray
@@ -30,7 +31,7 @@ _Loss = Float[Array, "..."]
 @overload
 def cross_entropy(
     logits: Float[_Array, "..."],
-    labels: Num[_Array, "..."],
+    labels: Num[_Array, "..."] | SparseLabels,
     *,
     axis: int | tuple[int, ...] = ...,
     return_statistics: Literal[False] = ...,
@@ -39,7 +40,7 @@ def cross_entropy(
 @overload
 def cross_entropy(
     logits: Float[_Array, "..."],
-    labels: Num[_Array, "..."],
+    labels: Num[_Array, "..."] | SparseLabels,
     *,
     axis: int | tuple[int, ...] = ...,
     return_statistics: Literal[True],
@@ -47,20 +48,22 @@ def cross_entropy(
 ) -> tuple[_Loss, LossStatistics]: ...
 def cross_entropy(
     logits: Float[_Array, "..."],
-    labels: Num[_Array, "..."],
+    labels: Num[_Array, "..."] | SparseLabels,
     *,
     axis: int | tuple[int, ...] = -1,
     where: Bool[_Array, "..."] | None = None,
     class_weights: Float[_Array, "C"] | None = None,
     example_weights: _Weights = None,
     ignore_index: int | tuple[int, ...] | None = None,
-    label_smoothing: float = 0.0,
+    label_smoothing: float | Array = 0.0,
     reduction: Reduction = "mean",
     denominator: float | Array | None = None,
     return_statistics: bool = False,
-    z_loss: float = 0.0,
-    soft_cap: float | None = None,
-    temperature: float = 1.0,
+    z_loss: float | Array = 0.0,
+    soft_cap: float | Array | None = None,
+    temperature: float | Array = 1.0,
+    focal_gamma: float = 0.0,
+    poly_epsilon: float = 0.0,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> _Loss | tuple[_Loss, LossStatistics]:
     r"""Cross entropy between labels and softmax(logits), computed from the logits.
@@ -77,8 +80,8 @@ def cross_entropy(
         logits: `[..., C, ...]`, floating point, C classes along `axis`. A logit of -inf is a
             class that does not exist.
         labels: integers in the shape of the batch (the logits' without `axis`), or an array of
-            the logits' shape with one distribution per example, any real dtype. The rank tells
-            which.
+            the logits' shape with one distribution per example, any real dtype (the rank tells
+            which), or `SparseLabels`, distributions that name a few classes each.
         axis: the class axis, or several where labels have the logits' shape.
         where: boolean, broadcastable to `logits`; excluded classes do not exist.
         class_weights: `[C]`, of several axes their shape; every class's term carries its weight,
@@ -95,7 +98,10 @@ def cross_entropy(
         return_statistics: return `(loss, LossStatistics)`.
         z_loss: λ adds λ·logsumexp² to each example.
         soft_cap: c replaces a logit x by c·tanh(x/c).
-        temperature: divides the (capped) logits.
+        temperature: divides the (capped) logits. It, `z_loss`, `soft_cap` and `label_smoothing` may
+            be scalar arrays, traced or not: a schedule without recompilation, or learned.
+        focal_gamma: γ multiplies the label's term by (1 − p_y)^γ; integer labels without smoothing.
+        poly_epsilon: ε adds ε·(1 − Σ_c y_c p_c).
         axis_name: inside `jax.shard_map`, the mesh axis that splits the classes in equal shards:
             `logits`, `where`, `class_weights` and soft labels are this device's, integer
             labels are global. Three numbers per example are communicated, none for the gradient.
@@ -107,14 +113,15 @@ def cross_entropy(
 
     Gradients: softmax − y for each example, at an integer label −Σ_{j≠y} p_j rather than p_y − 1;
         exactly 0 for excluded classes and ignored examples. They flow to `logits`, soft `labels`,
-        `class_weights`, real `example_weights` and `denominator`, in each one's dtype, in forward
-        and reverse mode, to any order. An integer label on a class that does not exist has loss
-        +inf and the gradient softmax on the classes that do.
+        `class_weights`, real `example_weights`, `denominator` and options that are arrays, in each
+        one's dtype, in forward and reverse mode, to any order. An integer label on a class that
+        does not exist has loss +inf and the gradient softmax on the classes that do.
 
     Raises:
-        TypeError: an array of the wrong dtype or a Python list for one; an option that is an
+        TypeError: an array of the wrong dtype or a Python list for one; another option that is an
             array or tracer.
-        ValueError: a wrong shape, axis or option value; `ignore_index` with soft labels;
+        ValueError: a wrong shape, axis or option value (an array's value only where it is known:
+            under jit the loss is NaN); `ignore_index` or `focal_gamma` with soft labels;
             `denominator` without reduction="mean".
 
     Example:
@@ -129,17 +136,19 @@ def cross_entropy(
     Source: Dive into Deep Learning, section 4.1 (softmax regression); the form without absorption
         after Blanchard, Higham and Higham, IMA J. Numer. Anal. 41(4), 2021.
     """
+    static, numbers = _arguments.split_numbers(
+        label_smoothing=label_smoothing, z_loss=z_loss, soft_cap=soft_cap, temperature=temperature
+    )
     options = LossOptions(
         reduction=reduction,
-        label_smoothing=label_smoothing,
         ignore_index=ignore_index,
         return_statistics=return_statistics,
-        z_loss=z_loss,
-        soft_cap=soft_cap,
-        temperature=temperature,
+        focal_gamma=focal_gamma,
+        poly_epsilon=poly_epsilon,
         axis_name=axis_name,
+        **static,
     )
-    given = (labels, where, class_weights, example_weights, denominator)
+    given = (labels, where, class_weights, example_weights, denominator, numbers)
     checked, axes, arrays = _arguments.checked("logits", logits, axis, given, options)
     return _compute(checked, arrays, rows_of=_losses.of_logits, axes=axes, options=options)
 
@@ -147,7 +156,7 @@ def cross_entropy(
 @overload
 def nll_loss(
     log_probs: Float[_Array, "..."],
-    labels: Num[_Array, "..."],
+    labels: Num[_Array, "..."] | SparseLabels,
     *,
     axis: int | tuple[int, ...] = ...,
     return_statistics: Literal[False] = ...,
@@ -156,7 +165,7 @@ def nll_loss(
 @overload
 def nll_loss(
     log_probs: Float[_Array, "..."],
-    labels: Num[_Array, "..."],
+    labels: Num[_Array, "..."] | SparseLabels,
     *,
     axis: int | tuple[int, ...] = ...,
     return_statistics: Literal[True],
@@ -164,13 +173,13 @@ def nll_loss(
 ) -> tuple[_Loss, LossStatistics]: ...
 def nll_loss(
     log_probs: Float[_Array, "..."],
-    labels: Num[_Array, "..."],
+    labels: Num[_Array, "..."] | SparseLabels,
     *,
     axis: int | tuple[int, ...] = -1,
     class_weights: Float[_Array, "C"] | None = None,
     example_weights: _Weights = None,
     ignore_index: int | tuple[int, ...] | None = None,
-    label_smoothing: float = 0.0,
+    label_smoothing: float | Array = 0.0,
     reduction: Reduction = "mean",
     denominator: float | Array | None = None,
     return_statistics: bool = False,
@@ -213,14 +222,15 @@ def nll_loss(
     Source: Dive into Deep Learning, section 4.1.2 (the negative log-likelihood of softmax
         regression).
     """
+    static, numbers = _arguments.split_numbers(label_smoothing=label_smoothing)
     options = LossOptions(
         reduction=reduction,
-        label_smoothing=label_smoothing,
         ignore_index=ignore_index,
         return_statistics=return_statistics,
         axis_name=axis_name,
+        **static,
     )
-    given = (labels, None, class_weights, example_weights, denominator)
+    given = (labels, None, class_weights, example_weights, denominator, numbers)
     checked, axes, arrays = _arguments.checked("log_probs", log_probs, axis, given, options)
     return _compute(checked, arrays, rows_of=_losses.of_log_probs, axes=axes, options=options)
 
@@ -231,7 +241,7 @@ def _compute(
     logits: Array,
     arrays: Arrays,
     *,
-    rows_of: Callable[[Array, Labels, Array | None, LossOptions], RowLosses],
+    rows_of: Callable[[Array, Labels, Array | None, RowOptions], RowLosses],
     axes: tuple[int, ...],
     options: LossOptions,
 ) -> Loss:
@@ -239,5 +249,6 @@ def _compute(
     examples = _examples.of_logits(logits, arrays, axes, options)
     if rows_of is _losses.of_log_probs:
         _labels.check_log_probs(examples.inputs)
-    rows = rows_of(examples.inputs, examples.labels, arrays.class_weights, options)
+    of_rows = row_options(options, arrays.numbers, accumulator(logits.dtype))
+    rows = rows_of(examples.inputs, examples.labels, arrays.class_weights, of_rows)
     return _examples.reduced(rows, examples, arrays, options)

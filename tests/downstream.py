@@ -16,6 +16,7 @@ from jax import Array
 import jaxsoftmax
 from jaxsoftmax import (
     LossStatistics,
+    SparseLabels,
     binary_cross_entropy,
     closed_form,
     cross_entropy,
@@ -41,6 +42,18 @@ def loss_of(head: Head, hidden: Array, labels: Array) -> Array:
     """The plain loss is an array."""
     loss: Array = linear_cross_entropy(hidden, head.kernel, labels, head.bias, chunk_size=128)
     return loss
+
+
+def sparse_and_learned(hidden: Array, kernel: Array, indices: Array, scale: Array) -> Array:
+    """Labels that name a few classes, and options that are arrays."""
+    labels = SparseLabels(indices, jnp.ones(indices.shape) / indices.shape[-1])
+    loss, statistics = linear_cross_entropy(
+        hidden, kernel, labels, temperature=scale, z_loss=jnp.float32(1e-4), return_statistics=True
+    )
+    confidence: Array = statistics.predicted_log_prob
+    assert statistics.rank is None
+    of_logits: Array = cross_entropy(hidden @ kernel, labels, label_smoothing=scale)
+    return loss + of_logits + jnp.mean(confidence)
 
 
 def every_loss(logits: Array, labels: Array, mask: Array) -> list[Array]:

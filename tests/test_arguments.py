@@ -510,12 +510,20 @@ REDUCTION = [
     ),
 ]
 
+FOCAL = ("cross_entropy", "binary_cross_entropy")
 # Options that are numbers: who takes them, the values out of range, and the range as errors say it.
 NUMBERS = {
     "label_smoothing": (LOSSES, (-0.1, 1.5, NAN, INF, -INF), ValueError, "[0, 1]"),
     "z_loss": (("cross_entropy",), (-1e-4, NAN, INF, -INF), ValueError, ">= 0"),
     "temperature": (("cross_entropy",), (0, 0.0, -1.0, NAN, INF, -INF), ValueError, "> 0"),
     "soft_cap": (("cross_entropy",), (0, 0.0, -30.0, NAN, INF, -INF), ValueError, "> 0"),
+    "focal_gamma": (
+        ("cross_entropy", "binary_cross_entropy"),
+        (-0.5, NAN, INF),
+        ValueError,
+        ">= 0",
+    ),
+    "poly_epsilon": (("cross_entropy",), (NAN, INF, -INF), ValueError, "finite"),
 }
 OUT_OF_RANGE = [
     Misuse(str(value), functions, {name: value}, error, (name, expected, f"got {float(value)}"))
@@ -534,7 +542,8 @@ NO_NUMBER = [
 
 # Values that a program is compiled for: an array is refused and, traced, a tracer.
 STATIC = {
-    **{name: (functions, 0.5, "number") for name, (functions, *_) in NUMBERS.items()},
+    "focal_gamma": (FOCAL, 0.5, "number"),
+    "poly_epsilon": (("cross_entropy",), 0.5, "number"),
     "ignore_index": (OVER_CLASSES, 1, "int"),
     "return_statistics": (OVER_CLASSES, True, "True or False"),
     "reduction": (LOSSES, 0, ALL_REDUCTIONS),
@@ -549,6 +558,22 @@ ARRAYS_FOR_OPTIONS = [
         "numpy array": np.array,
         "array of one": lambda v: np.array([v]),
     }.items()
+]
+# Those that may be arrays are scalars.
+MAY_BE_ARRAYS = {
+    name: functions
+    for name, (functions, *_) in NUMBERS.items()
+    if name not in ("focal_gamma", "poly_epsilon")
+}
+WRONG_ARRAYS = [
+    Misuse(kind, functions, {name: value}, error, (name, "scalar array", said))
+    for name, functions in MAY_BE_ARRAYS.items()
+    for kind, value, error, said in (
+        ("array of one", jnp.array([0.5]), ValueError, "got shape [1]"),
+        ("numpy array of one", np.array([0.5]), ValueError, "got shape [1]"),
+        ("complex array", jnp.array(0.5j), TypeError, "dtype complex64"),
+        ("boolean array", jnp.array(True), TypeError, "dtype bool"),
+    )
 ]
 AXIS_NAMES = [
     Misuse(
@@ -590,6 +615,7 @@ TABLE = {
         *OUT_OF_RANGE,
         *NO_NUMBER,
         *ARRAYS_FOR_OPTIONS,
+        *WRONG_ARRAYS,
         *FLAGS,
         *AXIS_NAMES,
     ]
@@ -727,3 +753,55 @@ def test_pos_weights_of_any_real_dtype(pos_weight):
         call("binary_cross_entropy", {"pos_weight": pos_weight}),
         call("binary_cross_entropy", {"pos_weight": jnp.full(3, 3.0)}),
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", 0.0),
+        ("temperature", NAN),
+        ("soft_cap", -1.0),
+        ("z_loss", -1.0),
+        ("z_loss", INF),
+        ("label_smoothing", 1.5),
+        ("label_smoothing", -0.5),
+    ],
+)
+def test_an_array_out_of_bounds(name, value):
+    """Raises as a Python number does where its value is known; under jit the loss is NaN."""
+    with pytest.raises(ValueError, match=f"{name} must be .*, got"):
+        loss(**{name: jnp.array(value)})
+    traced = jax.jit(lambda x: jaxsoftmax.cross_entropy(X, LABELS, **{name: x}))
+    assert np.isnan(traced(jnp.array(value)))
+
+
+def test_a_schedule_does_not_compile_again():
+    """And its values are those of Python numbers."""
+    compiled = jax.jit(lambda t, z: jaxsoftmax.cross_entropy(X, LABELS, temperature=t, z_loss=z))
+    for step in range(3):
+        t, z = 1.0 + step, 0.1 * step
+        np.testing.assert_allclose(compiled(t, z), loss(temperature=t, z_loss=z), rtol=2e-6)
+    assert compiled._cache_size() == 1
+
+
+def test_a_traced_smoothing_of_0_is_no_smoothing():
+    """Also where a class does not exist, and where the label is one of those."""
+    x = X.at[:, 1].set(-jnp.inf)
+
+    def losses(x, smoothing, y=LABELS):
+        return jaxsoftmax.cross_entropy(x, y, label_smoothing=smoothing, reduction="none")
+
+    for y in (LABELS, jnp.array([1, 0]), SOFT.at[:, 1].set(0.0)):
+        found, expected = losses(x, jnp.array(0.0), y), losses(x, 0.0, y)
+        np.testing.assert_allclose(found, expected, rtol=2e-6)
+    gradient = jax.grad(lambda x: losses(x, jnp.array(0.0)).sum())(x)
+    np.testing.assert_allclose(gradient, jax.grad(lambda x: losses(x, 0.0).sum())(x), rtol=2e-6)
+
+
+@pytest.mark.parametrize("labels", [SOFT, LABELS])
+def test_focal_gamma_is_for_integer_labels_without_smoothing(labels):
+    smoothing = 0.1 if labels is LABELS else 0.0
+    with pytest.raises(ValueError, match="focal_gamma is for integer labels without smoothing"):
+        jaxsoftmax.cross_entropy(X, labels, focal_gamma=2.0, label_smoothing=smoothing)
+    with pytest.raises(ValueError, match="focal_gamma is for labels without smoothing"):
+        jaxsoftmax.binary_cross_entropy(X, ENTRIES, focal_gamma=2.0, label_smoothing=0.1)

@@ -72,7 +72,7 @@ def test_statistics_of_an_empty_batch():
         jnp.zeros((0, 3)), jnp.zeros(0, jnp.int32), return_statistics=True
     )
     assert loss == 0.0
-    assert [s.shape for s in statistics] == [(0,)] * 4 + [()]
+    assert [s.shape for s in statistics] == [(0,)] * 6 + [()]
     assert statistics.weight_sum == 0.0
 
 

@@ -87,10 +87,14 @@ ROWS: dict[str, dict[str, Any]] = {
     "where_columns": {"where": table.COLUMNS, "class_weights": table.CLASS_WEIGHTS},
     "bias_of_minus_infinity": {"bias": np.array([0.5, -np.inf, 0.1, -0.3]), "z_loss": 0.3},
     "soft_cap": {"soft_cap": 3.0, "temperature": 0.5},
+    "numbers": table.NUMBERS | {"class_weights": table.CLASS_WEIGHTS},
+    "numbers_statistics": table.NUMBERS | {"return_statistics": True},
+    "poly": {"poly_epsilon": 0.7},
     "everything": table.LOGIT_OPTIONS["everything"] | {"return_statistics": False},
     "everything_statistics": table.LOGIT_OPTIONS["everything"],
 }
 INDEX_ROWS = {
+    "focal": table.FOCAL_OPTIONS["focal_poly_where"],
     "ignore_index": table.INDEX_OPTIONS["ignore_index"],
     "ignore_index_statistics": table.INDEX_OPTIONS["ignore_index_outside"]
     | {"reduction": "none", "return_statistics": True, "bias": BIAS * [1.0, -np.inf, 1.0, 1.0]},

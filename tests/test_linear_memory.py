@@ -217,3 +217,29 @@ def test_losses_of_each_row_and_their_gradients():
     # The accumulator, and before it is added XLA:CPU writes the product of a chunk, twice.
     program = compiled(jax.value_and_grad(total, (0, 1)), *layer(jnp.bfloat16, jnp.bfloat16))
     assert temporaries(program) - 3 * ACCUMULATOR < FLOAT32_LOGITS / 8
+
+
+# --- products -------------------------------------------------------------------------------------
+
+
+def products(f, *arrays):
+    """Matrix products of the compiled program."""
+    return jax.jit(f).lower(*arrays).compile().as_text().count(" dot(")
+
+
+def test_statistics_beside_a_scalar_take_no_product_more():
+    """Three for value and gradients, with statistics and without; differentiated they take more."""
+    h, w, y = np.ones((64, 32), np.float32), np.ones((32, 128), np.float32), np.arange(64)
+
+    def loss(h, w, **options):
+        return linear_cross_entropy(h, w, y, chunk_size=16, **options)
+
+    def both(h, w):
+        value, found = loss(h, w, return_statistics=True)
+        return value + jnp.sum(found.entropy)
+
+    with_statistics = partial(loss, return_statistics=True)
+    assert products(jax.value_and_grad(loss, (0, 1)), h, w) == 3
+    assert products(jax.value_and_grad(with_statistics, (0, 1), has_aux=True), h, w) == 3
+    assert products(with_statistics, h, w) == 1
+    assert products(jax.grad(both, (0, 1)), h, w) > 3

@@ -51,7 +51,17 @@ def define_log_softmax(x, *, axis=-1, where=None):
 
 
 def define_cross_entropy(
-    x, labels, *, axis=-1, where=None, z_loss=0.0, soft_cap=None, temperature=1.0, **options
+    x,
+    labels,
+    *,
+    axis=-1,
+    where=None,
+    z_loss=0.0,
+    soft_cap=None,
+    temperature=1.0,
+    focal_gamma=0.0,
+    poly_epsilon=0.0,
+    **options,
 ):
     exists = np.moveaxis(_exists(x, where), axis, -1)
     x = np.moveaxis(_finite(x, where), axis, -1)
@@ -62,7 +72,13 @@ def define_cross_entropy(
     e = np.where(exists, np.exp(x), 0.0)
     z = np.log(e.sum(-1))
     log_p = np.where(exists, x - z[..., None], 0.0)
-    return _define_loss(log_p, exists, labels, (log_p, z), z_loss * z**2, **options)
+    extra = z_loss * z**2
+    if poly_epsilon:
+        y = labels if labels.ndim == x.ndim else np.eye(x.shape[-1])[np.maximum(labels, 0)]
+        extra = extra + poly_epsilon * (1.0 - (y * np.where(exists, np.exp(log_p), 0.0)).sum(-1))
+    return _define_loss(
+        log_p, exists, labels, (log_p, z), extra, focal_gamma=focal_gamma, **options
+    )
 
 
 def define_nll_loss(log_probs, labels, *, axis=-1, **options):
@@ -90,6 +106,7 @@ def _define_loss(
     reduction="mean",
     denominator=None,
     return_statistics=False,
+    focal_gamma=0.0,
 ):
     classes = log_p.shape[-1]
     kept = np.ones(log_p.shape[:-1])
@@ -101,10 +118,13 @@ def _define_loss(
         kept = kept * example_weights
     w = np.ones(classes) if class_weights is None else class_weights
     target = y
-    if label_smoothing:
+    if np.ndim(label_smoothing) == 0 and label_smoothing != 0.0:
         count = exists.sum(-1, keepdims=True)
         target = (1.0 - label_smoothing) * y + label_smoothing / count * exists
-    losses = -(w * target * log_p).sum(-1) + extra
+    terms = -(w * target * log_p)
+    if focal_gamma:
+        terms = terms * (1.0 - np.exp(log_p)) ** focal_gamma
+    losses = terms.sum(-1) + extra
     weights = kept if example_weights is None else kept * example_weights
     divisor = (weights * ((w * y).sum(-1) if labels.ndim < log_p.ndim else 1.0)).sum()
     losses = losses * weights
@@ -118,13 +138,21 @@ def _define_loss(
         return [loss]
     log_p, z = distribution
     entropy = -(np.where(exists, np.exp(log_p), 0.0) * log_p).sum(-1)
-    predicted = np.where(exists, log_p.real, -np.inf).argmax(-1)
+    ordered = np.where(exists, log_p.real, -np.inf)
+    predicted = ordered.argmax(-1)
+    of_predicted = np.take_along_axis(log_p, predicted[..., None], -1)[..., 0]
+    ranks = []
+    if labels.ndim < log_p.ndim:
+        of_label = np.where(y == 1.0, ordered, -np.inf).max(-1, keepdims=True)
+        ranks = [np.where(kept == 1.0, (ordered > of_label).sum(-1), -1)]
     return [
         loss,
         kept * (y * log_p).sum(-1),
         kept * z,
         kept * entropy,
         np.where(kept == 1.0, predicted, 0),
+        kept * of_predicted,
+        *ranks,
         divisor,
     ]
 
@@ -136,12 +164,15 @@ def define_binary_cross_entropy(
     pos_weight=None,
     example_weights=None,
     label_smoothing=0.0,
+    focal_gamma=0.0,
     reduction="mean",
     denominator=None,
 ):
     y = (1.0 - label_smoothing) * y + label_smoothing / 2
     positive = y if pos_weight is None else pos_weight * y
-    losses = positive * np.log(1.0 + np.exp(-x)) + (1.0 - y) * np.log(1.0 + np.exp(x))
+    p = 1.0 / (1.0 + np.exp(-x))
+    losses = -positive * (1.0 - p) ** focal_gamma * np.log(p)
+    losses = losses - (1.0 - y) * p**focal_gamma * np.log(1.0 - p)
     weights = np.broadcast_to(1.0 if example_weights is None else example_weights, x.shape)
     losses = losses * weights
     if reduction == "none":
@@ -247,6 +278,13 @@ INDEX_OPTIONS: dict[str, dict[str, Any]] = {
         "class_weights": CLASS_WEIGHTS,
     },
 }
+# Arrays in place of Python numbers: each has a gradient.
+NUMBERS = {
+    "label_smoothing": np.asarray(0.1),
+    "z_loss": np.asarray(0.3),
+    "soft_cap": np.asarray(3.0),
+    "temperature": np.asarray(1.5),
+}
 # Logits only.
 LOGIT_OPTIONS: dict[str, dict[str, Any]] = {
     "where": {"where": EXISTS},
@@ -255,6 +293,9 @@ LOGIT_OPTIONS: dict[str, dict[str, Any]] = {
     "z_loss": {"z_loss": 0.3},
     "soft_cap": {"soft_cap": 3.0},
     "temperature": {"temperature": 0.5},
+    "learned_temperature": {"temperature": np.asarray(0.5), "return_statistics": True},
+    "numbers": {**NUMBERS, "class_weights": CLASS_WEIGHTS, "return_statistics": True},
+    "poly": {"poly_epsilon": 0.7, "where": EXISTS},
     "z_loss_class_weights": {"z_loss": 0.3, "class_weights": CLASS_WEIGHTS},
     "soft_cap_where_smoothing": {"soft_cap": 3.0, "where": EXISTS, "label_smoothing": 0.1},
     "everything": {
@@ -269,6 +310,16 @@ LOGIT_OPTIONS: dict[str, dict[str, Any]] = {
         "temperature": 1.5,
     },
 }
+FOCAL_OPTIONS: dict[str, dict[str, Any]] = {
+    "focal": {"focal_gamma": 2.0},
+    "focal_poly_where": {
+        "focal_gamma": 0.5,
+        "poly_epsilon": 0.7,
+        "where": EXISTS,
+        "class_weights": CLASS_WEIGHTS,
+        "temperature": 2.0,
+    },
+}
 BINARY_OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "integers": {"labels": ONE_HOT},
@@ -277,6 +328,8 @@ BINARY_OPTIONS: dict[str, dict[str, Any]] = {
     "example_weights": {"example_weights": EXAMPLE_WEIGHTS[:, None]},
     "mask": {"example_weights": MASK[:, None]},
     "label_smoothing": {"label_smoothing": 0.1},
+    "learned_smoothing": {"label_smoothing": np.asarray(0.1)},
+    "focal": {"focal_gamma": 2.0, "pos_weight": CLASS_WEIGHTS, "labels": ONE_HOT},
     "sum": {"reduction": "sum"},
     "none": {"reduction": "none"},
     "denominator": {"denominator": DENOMINATOR},
@@ -292,7 +345,7 @@ ROWS = {
     "softmax": DISTRIBUTION_OPTIONS,
     "log_softmax": DISTRIBUTION_OPTIONS,
     "logsumexp": DISTRIBUTION_OPTIONS | {"keepdims": {"keepdims": True, "axis": 0}},
-    "cross_entropy": LOSS_OPTIONS | INDEX_OPTIONS | LOGIT_OPTIONS,
+    "cross_entropy": LOSS_OPTIONS | INDEX_OPTIONS | LOGIT_OPTIONS | FOCAL_OPTIONS,
     "cross_entropy_soft": LOSS_OPTIONS | LOGIT_OPTIONS | {"one_hot": {"labels": ONE_HOT}},
     "nll_loss": LOSS_OPTIONS | INDEX_OPTIONS,
     "nll_loss_soft": LOSS_OPTIONS | {"one_hot": {"labels": ONE_HOT}},

@@ -493,9 +493,13 @@ def test_export_of_statistics():
     assert_close(statistics.logsumexp, kept * oracles.logsumexp(X))
     assert_close(statistics.entropy, kept * -np.sum(np.exp(log_p) * log_p, -1))
     np.testing.assert_array_equal(statistics.predicted, kept * X.argmax(-1))
+    of_label = X[np.arange(N), np.where(kept, Y_IGNORED, 0)][:, None]
+    np.testing.assert_array_equal(statistics.rank, np.where(kept, (of_label < X).sum(-1), -1))
+    assert_close(statistics.predicted_log_prob, kept * log_p.max(-1))
     assert float(statistics.weight_sum) == kept.sum()
     ones = [np.float32(1.0), np.zeros(N, np.float32), kept.astype(np.float32)]
-    none = [np.zeros(N, np.float32), np.zeros(N, jax.dtypes.float0), np.float32(0.0)]
+    index = np.zeros(N, jax.dtypes.float0)
+    none = [np.zeros(N, np.float32), index, np.zeros(N, np.float32), index, np.float32(0.0)]
     gradient = program.vjp().call(X, Y_IGNORED, *ones, *none)[0]
 
     def definition(x):

@@ -21,8 +21,8 @@ from jaxsoftmax._fused.part import (
     differentiated,
     inputs_of,
     logits_of,
-    movable,
     rows_at_once,
+    rows_of_part,
 )
 from jaxsoftmax._fused.plan import Plan
 from jaxsoftmax._fused.products import add_product, in_the_loop
@@ -49,7 +49,7 @@ def rows(given: Given, plan: Plan) -> RowLosses:
 def pulled_back(
     given: Given, cotangents: RowLosses, wanted: Wanted, plan: Plan, *, record: bool = False
 ) -> tuple[RowLosses, Differentiable, Record | None]:
-    """The rows, without `predicted`, and what their cotangents are pulled back to, in one pass.
+    """The rows, and what their cotangents are pulled back to, in one pass.
 
     Three products a chunk. With `record` also what `_xla.blocks` reads of each row.
     """
@@ -63,9 +63,11 @@ def pulled_back(
     ) -> tuple[RowLosses, Inputs, Array | None, Record | None]:
         """The rows of a chunk, and what their cotangents are pulled back to."""
         found, pull = differentiated(Given(chunk, given.layer), wanted, plan, record=record)
-        # Give the cotangents the rows' sharding, over a mesh.
-        scaled = jax.tree.map(lambda ct, x: (ct + jnp.zeros_like(x)) / copies, cotangents, found)
-        pulled, of_rows = pull(scaled)
+        # 0 for what is not pulled back; the others get the rows' sharding, over a mesh.
+        zeros = jax.tree.map(jnp.zeros_like, found.movable())
+        named = {name: ct for name, ct in cotangents._asdict().items() if ct is not None}
+        scaled = {name: (ct + getattr(zeros, name)) / copies for name, ct in named.items()}
+        pulled, of_rows = pull(zeros._replace(**scaled))
         of_bias = jnp.sum(pulled.logits, axis=0) if "bias" in wanted else None
         return found, pulled._replace(logits=pulled.logits.astype(narrow)), of_bias, of_rows
 
@@ -75,7 +77,7 @@ def pulled_back(
         chunk = chunk_of(split, i, given.layer, plan)
         of_chunk = gather(take(split_cotangents, i), plan, "invarying")
         found, pulled, of_bias, of_rows = in_the_loop(i, differentiate, chunk, of_chunk)
-        delta, of_weights, of_soft = pulled
+        delta, of_weights, of_soft, of_numbers = pulled
         of_hidden = of_kernel = None
         if sums.hidden is not None:
             part = product(delta, kernel, (1, 1 - features)).astype(sums.hidden.dtype)
@@ -83,8 +85,8 @@ def pulled_back(
         if sums.kernel is not None:
             of_kernel = add_product(sums.kernel, chunk.hidden, delta, feature_axis=features)
         if sums.soft_labels is not None:
-            of_soft = put(sums.soft_labels, of_soft, i)
-        added = jax.tree.map(jnp.add, sums[3:], (of_bias, of_weights))
+            of_soft = put(sums.soft_labels, own(of_soft, plan), i)
+        added = jax.tree.map(jnp.add, sums[3:], (of_bias, of_weights, *of_numbers))
         return Differentiable(of_hidden, of_soft, of_kernel, *added), own((found, of_rows), plan)
 
     # Over a mesh, each gradient is this device's part of a sum: it varies wherever an input does.
@@ -92,6 +94,9 @@ def pulled_back(
     start = vary_alike(zeros, (given, cotangents))
     if plan.gathered is not None:  # where that of hidden is complete
         start = start._replace(hidden=vary_alike(zeros.hidden, given.rows.weights))
+    # Of these a transpose has the whole sum.
+    whole = {name: getattr(zeros, name) for name in Differentiable.whole(given)}
+    start = start._replace(**whole)
     sums, (found, of_rows) = lax.scan(jax.checkpoint(step), start, jnp.arange(chunks.steps))
     gradients = Differentiable(*chunks.unsplit(sums[:2]), *sums[2:])
     return chunks.join(found), gradients, chunks.join(of_rows)
@@ -112,6 +117,7 @@ def tangents_of_rows(given: Given, tangents: Differentiable, plan: Plan) -> RowL
     layer = given.layer
     if layer.class_weights is not None:
         layer = layer._replace(class_weights=layer.class_weights.astype(wide))
+    layer = layer._replace(numbers=jax.tree.map(lambda x: x.astype(wide), layer.numbers))
 
     def step(_: None, i: Array) -> tuple[None, RowLosses]:
         part = Given(chunk_of(split, i, layer, plan), layer)
@@ -130,7 +136,8 @@ def tangents_of_rows(given: Given, tangents: Differentiable, plan: Plan) -> RowL
         inputs = inputs_of(logits, Differentiable.of(part), wanted)
         inputs_dot = inputs_of(logits_dot, moved, wanted)
 
-        rows_of = partial(movable, part=part, plan=plan)
-        return None, own(jax.jvp(rows_of, (inputs,), (inputs_dot,))[1], plan)
+        rows_of = partial(rows_of_part, part=part, plan=plan)
+        _, moved_rows, _ = jax.jvp(rows_of, (inputs,), (inputs_dot,), has_aux=True)
+        return None, own(moved_rows, plan)
 
     return chunks.join(lax.scan(jax.checkpoint(step), None, jnp.arange(chunks.steps))[1])

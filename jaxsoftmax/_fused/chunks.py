@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -11,7 +12,7 @@ from jax import Array, lax
 
 from jaxsoftmax._fused.given import Differentiable, Given, Layer, Rows, Wanted
 from jaxsoftmax._fused.plan import Plan
-from jaxsoftmax._row.targets import ClassLabels
+from jaxsoftmax._row.targets import ClassLabels, Labels, SparseLabels
 from jaxsoftmax._xla import mesh
 from jaxsoftmax._xla.dtypes import Size, accumulator
 from jaxsoftmax._xla.mesh import ELSEWHERE
@@ -46,7 +47,7 @@ class Chunks(NamedTuple):
             of_row = x.shape[len(self.batch) :]
             x = x.reshape(math.prod(self.batch), *of_row)
             if missing:
-                labels = not of_row and jnp.issubdtype(x.dtype, jnp.integer)
+                labels = jnp.issubdtype(x.dtype, jnp.integer)
                 fill = ELSEWHERE if labels else x.dtype == jnp.bool_
                 widths = [(0, missing)] + [(0, 0)] * len(of_row)
                 x = jnp.pad(x, widths, constant_values=fill)
@@ -101,11 +102,23 @@ def chunk_of(split: Rows, i: Array, layer: Layer, plan: Plan) -> Rows:
 
 def labels_of_shard(part: Rows, layer: Layer, plan: Plan) -> Rows:
     """The same rows, their labels, in a program divided over a mesh, those of this shard."""
-    if plan.gathered is None or not isinstance(part.labels, ClassLabels):
+    if plan.gathered is None:
         return part
     classes = layer.kernel.shape[1 - plan.feature_axis]
-    index = mesh.to_shard(part.labels.classes, classes, plan.options.axis_name)
-    return part._replace(labels=ClassLabels(index))
+
+    def local(index: Array) -> Array:
+        return mesh.to_shard(index, classes, plan.options.axis_name)
+
+    return part._replace(labels=with_indices(part.labels, local))
+
+
+def with_indices(labels: Labels, f: Callable[[Array], Array]) -> Labels:
+    """The labels with f of the class indices that they hold."""
+    if isinstance(labels, ClassLabels):
+        return ClassLabels(f(labels.classes))
+    if isinstance(labels, SparseLabels):
+        return labels._replace(indices=f(labels.indices))
+    return labels
 
 
 def gather(tree: Tree, plan: Plan, to: str) -> Tree:

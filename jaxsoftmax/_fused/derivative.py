@@ -21,7 +21,7 @@ from jaxtyping import Float
 
 from jaxsoftmax import _examples
 from jaxsoftmax._fused import passes
-from jaxsoftmax._fused.given import Differentiable, Given
+from jaxsoftmax._fused.given import Differentiable, Given, Wanted
 from jaxsoftmax._fused.plan import Plan
 from jaxsoftmax._row.losses import RowLosses
 from jaxsoftmax._xla import mesh
@@ -29,30 +29,52 @@ from jaxsoftmax._xla.shardings import vary_alike
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def total(plan: Plan, given: Given) -> Float[Array, ""]:
-    """Σ weights · loss."""
-    losses, weights = rows(plan, given).loss, given.rows.weights
-    return jnp.sum(weights * _examples.counted(losses, weights))
+def total(plan: Plan, given: Given) -> tuple[Float[Array, ""], RowLosses | None]:
+    """Σ weights · loss, and the rows where statistics are asked for.
+
+    Where these are not differentiated, they take no product more: their tangents are a program of
+    which nothing is left in reverse mode.
+    """
+    found, weights = rows(plan, given), given.rows.weights
+    value = jnp.sum(weights * _examples.counted(found.loss, weights))
+    return value, found if plan.options.return_statistics else None
 
 
-def _total_jvp(plan: Plan, primals: tuple[Given], tangents: tuple[Given]) -> tuple[Array, Array]:
+def _total_jvp(
+    plan: Plan, primals: tuple[Given], tangents: tuple[Given]
+) -> tuple[tuple[Array, RowLosses | None], tuple[Array, RowLosses | None]]:
     (given,), given_dot = primals, _nonzero(tangents[0])
     dots, weights_dot = Differentiable.of(given_dot), given_dot.rows.weights
-    losses, gradients = passes.rows_and_gradients(given, dots.names(), plan)
-    losses = _examples.counted(losses, given.rows.weights)
+    found, gradients = passes.rows_and_gradients(given, dots.names(), plan)
+    losses = _examples.counted(found.loss, given.rows.weights)
     value = jnp.sum(given.rows.weights * losses)
-    tangent = jnp.zeros_like(value)
-    for gradient, dot in zip(gradients, dots, strict=True):
+    whole = Differentiable.whole(given)
+    tangent = _inner_products(gradients, dots, whole, value, plan)
+    if weights_dot is not None:
+        tangent += jnp.sum(weights_dot * losses)
+    if not plan.options.return_statistics:
+        return (value, None), (tangent, None)
+    return (value, found), (tangent, _tangents_of_rows(found, given, dots, plan))
+
+
+def _inner_products(
+    gradients: Differentiable, dots: Differentiable, whole: Wanted, value: Array, plan: Plan
+) -> Float[Array, ""]:
+    """Σ ⟨gradient, tangent⟩."""
+    tangent, of_whole = jnp.zeros_like(value), jnp.zeros_like(value)
+    for name, gradient, dot in zip(dots._fields, gradients, dots, strict=True):
         if gradient is not None and dot is not None:
             # In the argument's dtype: where it varies over fewer axes, that is what is summed.
             dot = vary_alike(dot, gradient).astype(value.dtype)
-            tangent += jnp.sum(gradient.astype(value.dtype) * dot)
+            inner = jnp.sum(gradient.astype(value.dtype) * dot)
+            if name in whole:
+                of_whole += inner
+            else:
+                tangent += inner
     # Each device has its part of these; transposed, the sum is that of hidden's gradient. What
-    # follows from the weights all devices have in full.
+    # follows from the weights all devices have in full; of what is whole, each copy's part.
     tangent = mesh.total(tangent, plan.options.axis_name)
-    if weights_dot is not None:
-        tangent += jnp.sum(weights_dot * losses)
-    return value, tangent
+    return tangent + mesh.over_copies(of_whole, plan.options.axis_name)
 
 
 total.defjvp(_total_jvp, symbolic_zeros=True)
@@ -70,10 +92,7 @@ def _rows_jvp(
     (given,) = primals
     found = rows(plan, given)
     dots = Differentiable.of(_nonzero(tangents[0]))
-    moved = passes.tangents_of_rows(given, dots, plan)
-    if found.predicted is not None:
-        moved = moved._replace(predicted=zero_from_primal(found.predicted, symbolic_zeros=True))
-    return found, moved
+    return found, _tangents_of_rows(found, given, dots, plan)
 
 
 rows.defjvp(_rows_jvp, symbolic_zeros=True)
@@ -82,3 +101,17 @@ rows.defjvp(_rows_jvp, symbolic_zeros=True)
 def _nonzero(tangents: Given) -> Given:
     """None for a tangent that is 0."""
     return jax.tree.map(lambda t: None if isinstance(t, SymbolicZero) else t, tangents)
+
+
+def _tangents_of_rows(
+    found: RowLosses, given: Given, dots: Differentiable, plan: Plan
+) -> RowLosses:
+    """Those of the rows that were found; an index has none."""
+    moved = passes.tangents_of_rows(given, dots, plan)
+    return moved._replace(
+        **{
+            name: zero_from_primal(index, symbolic_zeros=True)
+            for name, index in found.indices()._asdict().items()
+            if index is not None
+        }
+    )

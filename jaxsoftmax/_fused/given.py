@@ -7,7 +7,8 @@ from typing import NamedTuple
 from jax import Array
 from jaxtyping import Bool, Float
 
-from jaxsoftmax._row.targets import Labels, SoftLabels
+from jaxsoftmax._options import Numbers
+from jaxsoftmax._row.targets import ClassLabels, Labels, SparseLabels
 
 Wanted = frozenset[str]  # names of `Differentiable`
 
@@ -29,6 +30,7 @@ class Layer(NamedTuple):
     bias: Float[Array, "V"] | None
     class_weights: Float[Array, "V"] | None
     where: Bool[Array, "V"] | None
+    numbers: Numbers
 
 
 class Given(NamedTuple):
@@ -49,13 +51,28 @@ class Differentiable(NamedTuple):
     kernel: Float[Array, "D V"] | Float[Array, "V D"] | None
     bias: Float[Array, "V"] | None
     class_weights: Float[Array, "V"] | None
+    label_smoothing: Float[Array, ""] | None
+    z_loss: Float[Array, ""] | None
+    soft_cap: Float[Array, ""] | None
+    temperature: Float[Array, ""] | None
+
+    @property
+    def numbers(self) -> Numbers:
+        """The last of them."""
+        return Numbers(*self[-len(Numbers._fields) :])
+
+    @classmethod
+    def whole(cls, given: Given) -> Wanted:
+        """Names of those that devices which split the classes have in full, and not a part of."""
+        named = {"soft_labels"} if isinstance(given.rows.labels, SparseLabels) else set()
+        return frozenset(named | set(Numbers._fields))
 
     @classmethod
     def of(cls, given: Given) -> Differentiable:
         """Of what is given, or of its tangents."""
         rows, layer = given
-        soft = rows.labels.weights if isinstance(rows.labels, SoftLabels) else None
-        return cls(rows.hidden, soft, layer.kernel, layer.bias, layer.class_weights)
+        soft = None if isinstance(rows.labels, ClassLabels) else rows.labels.weights
+        return cls(rows.hidden, soft, layer.kernel, layer.bias, layer.class_weights, *layer.numbers)
 
     def names(self) -> Wanted:
         """Of those that are not None."""

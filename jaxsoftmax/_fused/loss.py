@@ -33,30 +33,29 @@ def loss(
     chunk: Chunk,
 ) -> Loss:
     """`cross_entropy` of hidden · kernel + bias."""
+    ones = ones_of_rows(hidden, accumulator(hidden.dtype, kernel.dtype))
     hidden = vary_alike(hidden, (arrays.labels, arrays.example_weights))
     classes = kernel.shape[options.kernel_layout.index("V")]
     dtype = accumulator(hidden.dtype, kernel.dtype)
     examples = _examples.of_hidden(hidden, arrays, classes, dtype, options)
     where = arrays.where
-    by_row = None if where is None or where.ndim == 1 else where
+    by_row, by_class = (None, where) if where is None or where.ndim == 1 else (where, None)
     plan = Plan(options, chunk)
-    weights = examples.weights
-    if weights is None:
-        weights = ones_of_rows(hidden, dtype)
+    weights = ones if examples.weights is None else examples.weights
     given = Given(
         Rows(examples.inputs, examples.labels, examples.ignored, by_row, weights),
-        Layer(kernel, bias, arrays.class_weights, where if by_row is None else None),
+        Layer(kernel, bias, arrays.class_weights, by_class, arrays.numbers),
     )
     if options.implementation == "reference":
-        rows = rows_at_once(given, plan)
-    elif options.reduction == "none" or options.return_statistics:
-        rows = derivative.rows(plan, given)
-    else:
-        divisor = _examples.divisor_of(examples, arrays, weights.shape, dtype, options)
-        if not plan.divides_first(hidden.dtype, kernel.dtype):
-            total = derivative.total(plan, given)
-            return _examples.divided(total, divisor, arrays, options)
+        return _examples.reduced(rows_at_once(given, plan), examples, arrays, options)
+    if options.reduction == "none":
+        return _examples.reduced(derivative.rows(plan, given), examples, arrays, options)
+    divisor = _examples.divisor_of(examples, arrays, weights.shape, dtype, options)
+    if plan.divides_first(hidden.dtype, kernel.dtype):
         share = _examples.divided(jnp.ones_like(divisor), divisor, arrays, options)
-        of_rows = given.rows._replace(weights=weights * share)
-        return derivative.total(plan, given._replace(rows=of_rows))
-    return _examples.reduced(rows, examples, arrays, options)
+        given = given._replace(rows=given.rows._replace(weights=weights * share))
+        total, rows = derivative.total(plan, given)
+    else:
+        total, rows = derivative.total(plan, given)
+        total = _examples.divided(total, divisor, arrays, options)
+    return total if rows is None else (total, _examples.statistics_of(rows, examples, divisor))

@@ -12,10 +12,12 @@ from jaxtyping import Float
 
 from jaxsoftmax._fused.given import Differentiable, Given, Wanted
 from jaxsoftmax._fused.plan import Plan
+from jaxsoftmax._options import Numbers
 from jaxsoftmax._row import logits as _logits
 from jaxsoftmax._row import losses as _losses
-from jaxsoftmax._row.losses import RowLosses
-from jaxsoftmax._row.targets import SoftLabels
+from jaxsoftmax._row.losses import RowIndices, RowLosses
+from jaxsoftmax._row.options import row_options
+from jaxsoftmax._row.targets import SoftLabels, SparseLabels
 from jaxsoftmax._xla.blocks import Record, recorded
 from jaxsoftmax._xla.masks import keep, spread, spread_over
 from jaxsoftmax._xla.mesh import Blocks
@@ -28,11 +30,12 @@ class Inputs(NamedTuple):
     logits: Float[Array, "*n V"]
     class_weights: Float[Array, "V"] | None
     soft_labels: Float[Array, "*n V"] | None
+    numbers: Numbers
 
 
 def rows_at_once(given: Given, plan: Plan) -> RowLosses:
     """The loss of each row, and its statistics, from all logits: the definition."""
-    return losses_of(Inputs(logits_of(given, plan), None, None), given, plan)
+    return losses_of(Inputs(logits_of(given, plan), None, None, Numbers()), given, plan)
 
 
 def differentiated(
@@ -40,23 +43,26 @@ def differentiated(
 ) -> tuple[RowLosses, Callable[[RowLosses], tuple[Inputs, Record | None]]]:
     """The rows of a part, and what pulls their cotangents back to what is wanted."""
     inputs = inputs_of(logits_of(part, plan), Differentiable.of(part), wanted)
-    rows_of = partial(movable, part=part, plan=plan)
+    rows_of = partial(rows_of_part, part=part, plan=plan)
     if record:
-        return recorded(rows_of, inputs, plan.options.axis_name)
-    found, pull = jax.vjp(rows_of, inputs)
-    return found, lambda cotangents: (*pull(cotangents), None)
+        found, indices, pull_back = recorded(rows_of, inputs, plan.options.axis_name)
+        return found._replace(**indices._asdict()), pull_back
+    found, pull, indices = jax.vjp(rows_of, inputs, has_aux=True)
+    return found._replace(**indices._asdict()), lambda cotangents: (*pull(cotangents), None)
 
 
-def movable(inputs: Inputs, blocks: Blocks | None = None, *, part: Given, plan: Plan) -> RowLosses:
-    """What is differentiated of the rows of a part."""
+def rows_of_part(
+    inputs: Inputs, blocks: Blocks | None = None, *, part: Given, plan: Plan
+) -> tuple[RowLosses, RowIndices]:
+    """The rows of a part: what is differentiated of them, and what is an index."""
     found = losses_of(inputs, part, plan if blocks is None else plan.among(blocks))
-    return found._replace(predicted=None)
+    return found.movable(), found.indices()
 
 
 def losses_of(inputs: Inputs, part: Given, plan: Plan) -> RowLosses:
     """The loss of each row of a part, as of logits that the user gave."""
     (_, labels, ignored, where, _), layer = part
-    logits, class_weights, soft = inputs
+    logits, class_weights, soft, moved = inputs
     if layer.where is not None:
         logits = _logits.exclude(logits, spread_over(layer.where, logits))
     logits = _logits.exclude(logits, where)
@@ -65,9 +71,14 @@ def losses_of(inputs: Inputs, part: Given, plan: Plan) -> RowLosses:
         if ignored is not None:
             soft = keep(soft, spread(~ignored, soft))
         labels = SoftLabels(soft)
+    elif isinstance(labels, SparseLabels) and soft is not None:
+        labels = labels._replace(weights=soft)
     if class_weights is None:
         class_weights = layer.class_weights
-    return _losses.of_logits(logits, labels, class_weights, plan.options)
+    pairs = zip(moved, layer.numbers, strict=True)
+    numbers = Numbers(*(number if x is None else x for x, number in pairs))
+    options = row_options(plan.options, numbers, logits.dtype)
+    return _losses.of_logits(logits, labels, class_weights, options)
 
 
 def logits_of(part: Given, plan: Plan) -> Float[Array, "*n V"]:
@@ -84,4 +95,5 @@ def inputs_of(logits: Array, of: Differentiable, wanted: Wanted) -> Inputs:
         logits,
         of.class_weights if "class_weights" in wanted else None,
         of.soft_labels if "soft_labels" in wanted else None,
+        of.only(wanted).numbers,
     )

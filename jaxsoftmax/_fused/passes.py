@@ -21,6 +21,7 @@ from jaxsoftmax._fused.given import Differentiable, Given, Wanted
 from jaxsoftmax._fused.per_device import Work
 from jaxsoftmax._fused.plan import Plan
 from jaxsoftmax._row.losses import RowLosses
+from jaxsoftmax._row.targets import ClassLabels, SparseLabels
 from jaxsoftmax._xla.layouts import Layout
 from jaxsoftmax._xla.programs import Program
 
@@ -33,8 +34,10 @@ def rows(given: Given, plan: Plan) -> RowLosses:
     return _rows(given, alone=_alone(plan), plan=plan, wanted=NOTHING)
 
 
-def rows_and_gradients(given: Given, wanted: Wanted, plan: Plan) -> tuple[Array, Differentiable]:
-    """The losses, and the gradients of Σ weights · loss."""
+def rows_and_gradients(
+    given: Given, wanted: Wanted, plan: Plan
+) -> tuple[RowLosses, Differentiable]:
+    """The rows, and the gradients of Σ weights · loss."""
     return _rows_and_gradients(given, alone=_alone(plan), plan=plan, wanted=wanted)
 
 
@@ -56,22 +59,28 @@ def _like_rows(given: Given, plan: Plan, wanted: Wanted) -> RowLosses:
     number = jnp.sum(given.rows.hidden, axis=-1).astype(given.rows.weights.dtype)
     if not plan.options.return_statistics:
         return RowLosses(number)
-    return RowLosses(number, number, number, number, number.astype(jnp.int32))
+    index = number.astype(jnp.int32)
+    labels = given.rows.labels
+    rank = index if isinstance(labels, ClassLabels) else None
+    of_label = number
+    if isinstance(labels, SparseLabels):
+        of_label = number[..., None] + labels.weights
+    return RowLosses(number, of_label, number, number, number, index, rank)
 
 
 def _like_rows_and_gradients(
     given: Given, plan: Plan, wanted: Wanted
-) -> tuple[Array, Differentiable]:
-    losses = jnp.sum(given.rows.hidden, axis=-1).astype(given.rows.weights.dtype)
+) -> tuple[RowLosses, Differentiable]:
+    rows, wide = _like_rows(given, plan, wanted), given.rows.weights.dtype
     hidden, soft_labels, kernel, *of_layer = Differentiable.of(given).only(wanted)
     if kernel is not None:
-        kernel = kernel.astype(plan.sum_dtype(kernel.dtype, losses.dtype))
-    sums = jax.tree.map(lambda x: x.astype(losses.dtype), of_layer)
-    return losses, Differentiable(hidden, soft_labels, kernel, *sums)
+        kernel = kernel.astype(plan.sum_dtype(kernel.dtype, wide))
+    sums = jax.tree.map(lambda x: x.astype(wide), of_layer)
+    return rows, Differentiable(hidden, soft_labels, kernel, *sums)
 
 
 def _like_tangents(both: tuple[Given, Differentiable], plan: Plan, wanted: Wanted) -> RowLosses:
-    return _like_rows(both[0], plan, wanted)._replace(predicted=None)
+    return _like_rows(both[0], plan, wanted).movable()
 
 
 def _like_pulled(both: tuple[Given, RowLosses], plan: Plan, wanted: Wanted) -> Differentiable:
@@ -144,7 +153,7 @@ def _program(
             return gradients
         if isinstance(shapes, RowLosses):
             return jax.tree.map(lambda _: of_rows, shapes)
-        return of_rows, gradients
+        return jax.tree.map(lambda _: of_rows, shapes[0]), gradients
 
     return Program(name, whole, like=like, divide=divide, placed=placed)
 

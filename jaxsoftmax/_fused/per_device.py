@@ -23,8 +23,9 @@ from jaxsoftmax._fused import chunked, streamed
 from jaxsoftmax._fused.division import Division
 from jaxsoftmax._fused.given import Differentiable, Given, Layer, Rows, Wanted
 from jaxsoftmax._fused.plan import Gathered, Plan
+from jaxsoftmax._options import Numbers
 from jaxsoftmax._row.losses import RowLosses
-from jaxsoftmax._row.targets import ClassLabels, SoftLabels
+from jaxsoftmax._row.targets import ClassLabels, Labels, SoftLabels, SparseLabels
 from jaxsoftmax._xla import mesh
 from jaxsoftmax._xla.layouts import Axes, Layout
 
@@ -62,15 +63,22 @@ class Work:
         by_class = self.of_rows(self.division.shards)
         row: Tree = self.of_rows()
         one: Tree = P(self.division.shards)
+        of_labels: Labels = ClassLabels(row)
+        if isinstance(labels, SoftLabels):
+            of_labels = SoftLabels(by_class)
+        elif isinstance(labels, SparseLabels):
+            of_labels = SparseLabels(self.of_rows(None), self.of_rows(None))
         split = Rows(
             self.of_rows(None),
-            SoftLabels(by_class) if isinstance(labels, SoftLabels) else ClassLabels(row),
+            of_labels,
             row,
             by_class,
             row,
         )
         kernel = self.of_kernel(self.division.features, self.division.classes)
-        return _present(Given(split, Layer(kernel, one, one, one)), given)
+        whole: Tree = P()
+        numbers = Numbers(whole, whole, whole, whole)
+        return _present(Given(split, Layer(kernel, one, one, one, numbers)), given)
 
     def run(self, f: Callable[..., Tree], *trees: Tree, specs: Tree, out_specs: Tree) -> Tree:
         """f on each device."""
@@ -158,10 +166,12 @@ def rows(work: Work, given: Given) -> RowLosses:
     return work.run(here, given, specs=(work.of_given(given),), out_specs=work.of_rows())
 
 
-def rows_and_gradients(work: Work, given: Given, wanted: Wanted) -> tuple[Array, Differentiable]:
+def rows_and_gradients(
+    work: Work, given: Given, wanted: Wanted
+) -> tuple[RowLosses, Differentiable]:
     dtype, wide = given.layer.kernel.dtype, given.rows.weights.dtype
 
-    def here(given: Given) -> tuple[Array, Differentiable]:
+    def here(given: Given) -> tuple[RowLosses, Differentiable]:
         losses, found = streamed.rows_and_gradients(_arrived(work, given), wanted, work.here)
         if found.kernel is not None:
             found = found._replace(kernel=work.depart(found.kernel, dtype))

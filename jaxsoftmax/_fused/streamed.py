@@ -16,13 +16,14 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from jaxsoftmax._fused import chunked
-from jaxsoftmax._fused.chunks import gather, labels_of_shard
+from jaxsoftmax._fused.chunks import gather, labels_of_shard, with_indices
 from jaxsoftmax._fused.given import Differentiable, Given, Layer, Wanted
-from jaxsoftmax._fused.part import Inputs, logits_of, movable
+from jaxsoftmax._fused.part import Inputs, logits_of, rows_of_part
 from jaxsoftmax._fused.plan import Plan
 from jaxsoftmax._fused.products import add_product, in_the_loop
+from jaxsoftmax._options import Numbers
 from jaxsoftmax._row.losses import RowLosses
-from jaxsoftmax._row.targets import ClassLabels, Labels, SoftLabels
+from jaxsoftmax._row.targets import SoftLabels
 from jaxsoftmax._xla.blocks import Record, replayed
 from jaxsoftmax._xla.dtypes import accumulator, of_gradients
 from jaxsoftmax._xla.mesh import Blocks, to_part
@@ -31,15 +32,14 @@ from jaxsoftmax._xla.shardings import vary_alike
 
 def rows_and_gradients(
     given: Given, wanted: Wanted, plan: Plan
-) -> tuple[Float[Array, "*batch"], Differentiable]:
-    """The losses, and the gradients of Σ weights · loss, in as many passes as the plan says.
+) -> tuple[RowLosses, Differentiable]:
+    """The rows, and the gradients of Σ weights · loss, in as many passes as the plan says.
 
     Sums over rows come in the accumulator's dtype, gradients of rows in their own: the caller
     divides afterwards, so that a small 1/N costs a narrow dtype no digits. (The kernel's as
     `Plan.sum_dtype` says.)
     """
-    found, gradients = pulled_back(given, RowLosses(given.rows.weights), wanted, plan)
-    return found.loss, gradients
+    return pulled_back(given, RowLosses(given.rows.weights), wanted, plan)
 
 
 def pulled_back(
@@ -90,15 +90,16 @@ def _block(given: Given, first: Int[Array, ""], size: int, plan: Plan) -> Given:
     def some(x: Array, axis: int) -> Array:
         return lax.dynamic_slice_in_dim(x, first, size, axis)
 
-    labels: Labels
-    if isinstance(rows.labels, ClassLabels):
-        labels = ClassLabels(to_part(rows.labels.classes, first, size))
-    else:
-        labels = SoftLabels(some(rows.labels.weights, 1))
+    labels = with_indices(rows.labels, lambda index: to_part(index, first, size))
+    if isinstance(labels, SoftLabels):
+        labels = SoftLabels(some(labels.weights, 1))
     where = jax.tree.map(lambda x: some(x, 1), rows.where)
     kernel = some(layer.kernel, 1 - plan.feature_axis)
-    others = jax.tree.map(lambda x: some(x, 0), layer[1:])
-    return Given(rows._replace(labels=labels, where=where), Layer(kernel, *others))
+    bias, weights, mask = jax.tree.map(
+        lambda x: some(x, 0), (layer.bias, layer.class_weights, layer.where)
+    )
+    rows = rows._replace(labels=labels, where=where)
+    return Given(rows, Layer(kernel, bias, weights, mask, layer.numbers))
 
 
 def _delta(
@@ -107,8 +108,8 @@ def _delta(
     """The gradient of the logits of so many classes from the first, in the operands' dtype."""
     block = _block(given, first, size, plan)
 
-    def rows_of(logits: Array, blocks: Blocks) -> RowLosses:
-        return movable(Inputs(logits, None, None), blocks, part=block, plan=plan)
+    def rows_of(logits: Array, blocks: Blocks) -> object:
+        return rows_of_part(Inputs(logits, None, None, Numbers()), blocks, part=block, plan=plan)
 
     gradient = replayed(rows_of, logits_of(block, plan), record, first)
     return gradient.astype(of_gradients(block.rows.hidden.dtype, block.layer.kernel.dtype))

@@ -9,9 +9,11 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsoftmax._row.row import Row, Temperature
-from jaxsoftmax._row.state import entry
-from jaxsoftmax._xla.dtypes import Index, PerClass, PerRow, largest
+from jaxsoftmax._row.row import Row, Temperature, pivot_probability
+from jaxsoftmax._row.state import entries, entry
+from jaxsoftmax._row.targets import SparseLabels
+from jaxsoftmax._xla import mesh
+from jaxsoftmax._xla.dtypes import Index, PerClass, PerNamed, PerRow, largest
 from jaxsoftmax._xla.masks import is_class, keep, spread
 from jaxsoftmax._xla.mesh import AxisName, over_classes
 
@@ -26,19 +28,45 @@ def weighted_gap(
     difference of two large numbers.
     """
     origin = top if pivot is None else entry(logits, pivot, mesh_axis)
-    moves = _moves(logits, top)
-    terms = coefficients * _gap(logits, origin, moves)
-    # An infinite gap is a constant: nothing at a class without a coefficient, of which it is no
-    # function either. Only x_pivot moves.
-    fixed = lax.stop_gradient(coefficients)
-    infinite = fixed * keep(_constant_gap(logits, top), fixed != 0.0)
-    if pivot is not None:
-        movable = keep(origin, lax.is_finite(origin))
-        infinite += fixed * spread(movable - lax.stop_gradient(movable), logits)
-    terms = lax.select(moves, terms, infinite)
+    terms = _weighted_gaps(logits, coefficients, top, origin, pivot is not None)
     if pivot is not None:
         terms = keep(terms, ~is_class(logits, pivot))
     return over_classes(terms, mesh_axis)
+
+
+def named_gaps(
+    logits: PerClass,
+    named: SparseLabels,
+    top: PerRow,
+    pivot: Index,
+    mesh_axis: AxisName,
+) -> PerNamed:
+    """a_k (top − x_k) of the classes that each row names, [..., K]; 0 where a_k is."""
+    values = entries(logits, named.indices, mesh_axis)
+    origin = entry(logits, pivot, mesh_axis)
+    here = (named.indices == spread(pivot, named.indices)) & (named.indices < logits.shape[-1])
+    is_pivot = mesh.total(here.astype(values.dtype), mesh_axis) > 0.0
+    terms = _weighted_gaps(values, named.weights, top, origin, True)
+    return keep(terms, ~is_pivot & (named.weights != 0.0))
+
+
+def fixed_gaps(values: PerNamed, named: SparseLabels, top: PerRow) -> PerNamed:
+    """a_k (top − x_k) of values that are at hand, the top being a constant."""
+    return keep(_weighted_gaps(values, named.weights, top, top, False), named.weights != 0.0)
+
+
+def _weighted_gaps(x: Array, weights: Array, top: Array, origin: Array, moving: bool) -> Array:
+    """a (top − x), the top being the origin, which moves or not."""
+    moves = _moves(x, top)
+    terms = weights * _gap(x, origin, moves)
+    # An infinite gap is a constant: nothing at a class without a coefficient, of which it is no
+    # function either. Only x_pivot moves.
+    fixed = lax.stop_gradient(weights)
+    infinite = fixed * keep(_constant_gap(x, top), fixed != 0.0)
+    if moving:
+        movable = keep(origin, lax.is_finite(origin))
+        infinite += fixed * spread(movable - lax.stop_gradient(movable), x)
+    return lax.select(moves, terms, infinite)
 
 
 def entropy(
@@ -51,6 +79,24 @@ def entropy(
         gap = gap / temperature.value
     terms = keep(jnp.exp(-gap), moves) * gap
     return row.excess + jnp.exp(-row.excess) * over_classes(terms, mesh_axis)
+
+
+def unlikely(
+    logits: PerClass,
+    mass: PerClass,
+    row: Row,
+    pivot: Index,
+    temperature: Temperature | None,
+    mesh_axis: AxisName,
+) -> PerRow:
+    """Σ_c y_c (1 − p_c), the pivot being the largest class: there 1 − p is that of the others."""
+    moves = _moves(logits, row.top)
+    gap = _gap(logits, row.top, moves)
+    if temperature is not None:
+        gap = gap / temperature.value
+    p = keep(jnp.exp(-(gap + spread(row.excess, gap))), moves)
+    at_pivot = spread(pivot_probability(row)[1], p)
+    return over_classes(mass * lax.select(is_class(logits, pivot), at_pivot, 1.0 - p), mesh_axis)
 
 
 def _moves(logits: Array, top: Array) -> Array:

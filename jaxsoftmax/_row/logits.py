@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool
 
-from jaxsoftmax._options import LossOptions
+from jaxsoftmax._row.options import RowOptions, as_number, is_on
 from jaxsoftmax._row.row import Temperature
 from jaxsoftmax._xla.dtypes import PerClass, accumulator, widen
 from jaxsoftmax._xla.masks import keep
@@ -23,7 +23,7 @@ def exclude(logits: PerClass, where: Bool[Array, "... C"] | None) -> PerClass:
     return keep(logits, jnp.broadcast_to(where, logits.shape), -jnp.inf)
 
 
-def capped(logits: PerClass, options: LossOptions) -> PerClass:
+def capped(logits: PerClass, options: RowOptions) -> PerClass:
     """c · tanh(x / c), in the accumulator's dtype."""
     if options.soft_cap is None:
         return logits
@@ -31,9 +31,11 @@ def capped(logits: PerClass, options: LossOptions) -> PerClass:
     return keep(options.soft_cap * jnp.tanh(x / options.soft_cap), x != -jnp.inf, -jnp.inf)
 
 
-def temperature_of(logits: PerClass, options: LossOptions) -> Temperature | None:
+def temperature_of(logits: PerClass, options: RowOptions) -> Temperature | None:
     """What divides differences of the logits."""
-    if options.temperature == 1.0:
+    number = options.temperature
+    if not is_on(number, 1.0):
         return None
-    t = jnp.asarray(options.temperature, accumulator(logits.dtype))
-    return Temperature(t, options.temperature - float(np.asarray(options.temperature, t.dtype)))
+    t = as_number(number, accumulator(logits.dtype))
+    low = number - float(np.asarray(number, t.dtype)) if isinstance(number, float) else 0.0
+    return Temperature(t, low)

@@ -138,9 +138,13 @@ def _finish_jvp(
     if temperature is not None and temperature_dot is not None:
         moves = lax.is_finite(state.pivot_logit) & lax.is_finite(state.maximum)
         gap = keep(_gap(state, temperature)[0], moves)
-        gap_dot = -gap * (temperature_dot.value / temperature.value)
-        loss += p_others * gap_dot
-        excess += lax.select(gap <= 0.0, p_others, -p_pivot) * gap_dot
+        step = -temperature_dot.value / temperature.value
+        loss += p_others * gap * step
+        # The top is a constant of the excess. Where it is x_k, (x_k − top)/t moves, of order 2.
+        pivot = keep(state.pivot_logit, moves)
+        above = over(pivot - lax.stop_gradient(pivot), temperature)
+        leads = p_others * (gap + above) + p_pivot * above
+        excess += lax.select(gap <= 0.0, leads, -p_pivot * gap) * step
     return row, Row(loss, excess, jnp.zeros_like(row.top))
 
 

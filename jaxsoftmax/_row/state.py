@@ -25,7 +25,7 @@ from jax import Array, lax
 from jaxsoftmax._xla import mesh
 from jaxsoftmax._xla.dtypes import Index, PerClass, PerRow, Size, accumulator, finite, widen
 from jaxsoftmax._xla.forms import Arrays, Operation, Tangents, Zero, is_zero, zero
-from jaxsoftmax._xla.masks import is_class, keep, nan_where, spread
+from jaxsoftmax._xla.masks import is_class, keep, nan_where, spread, take_along
 from jaxsoftmax._xla.mesh import AxisName
 
 
@@ -94,8 +94,10 @@ def _exponent_dot(
         parts.append(x_dot * spread(scale[0], x_dot) if scale else x_dot)
     if scale and not is_zero(scale_dot[0]):
         x = widen(logits)
+        # The pivot may lie above m, by any number: its term is 0.
         below = keep(x, lax.is_finite(x)) - spread(finite(maximum), x)
-        parts.append(keep(below, lax.is_finite(x)) * spread(scale_dot[0], x))
+        below = keep(below, lax.is_finite(x) & (below <= 0.0))
+        parts.append(below * spread(scale_dot[0], x))
     return sum(parts[1:], parts[0])
 
 
@@ -143,7 +145,7 @@ def merge(
         return here
     pivot_logit = mesh.from_owner(here.pivot_logit, pivot, classes, mesh_axis)
     maximum = mesh.maximum(here.maximum, mesh_axis)
-    below = finite(here.maximum) - finite(maximum)
+    below = keep(finite(here.maximum) - finite(maximum), here.maximum != -jnp.inf)
     rebased = here.others * jnp.exp(below if scale is None else below * scale)
     return RowState(pivot_logit, maximum, mesh.total(rebased, mesh_axis))
 
@@ -187,6 +189,13 @@ def _entry_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
 def entry(logits: PerClass, label: Index, mesh_axis: AxisName) -> Array:
     """x_label of each row on every shard, NaN for a label that is no class."""
     return mesh.from_owner(_entry_here(logits, label), label, logits.shape[-1], mesh_axis)
+
+
+def entries(logits: PerClass, labels: Index, mesh_axis: AxisName) -> Array:
+    """x of several labels [..., K] of each row on every shard, NaN for one that is no class."""
+    classes = logits.shape[-1]
+    found = widen(take_along(logits, jnp.minimum(labels, classes - 1)))
+    return mesh.from_owner(found, labels, classes, mesh_axis)
 
 
 place = Operation("place", lambda values, _, like: like.astype(values.dtype) + values[..., None])

@@ -4,6 +4,7 @@ The loss of a row is  share · (−log p_pivot) + Σ_c coefficients_c · (−log
 
     integer label y: pivot = y          share = (1−ε) w_y   coefficients_c = ε w_c / C
     soft labels y:   pivot = argmax x   share = None        coefficients_c = w_c ((1−ε) y_c + ε/C)
+    sparse labels:   the same, with ε w_c / C for the coefficients, and the others named
 
 where w are the class weights (1 if None), ε the label smoothing and C the number of classes that
 exist in the row; for integer labels without smoothing the coefficients are None. Smoothing gives
@@ -18,10 +19,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from jaxsoftmax._options import LossOptions
+from jaxsoftmax._row.options import RowOptions, is_on
 from jaxsoftmax._row.state import largest_class
 from jaxsoftmax._xla import mesh
-from jaxsoftmax._xla.dtypes import ClassWeights, Index, PerClass, PerRow, accumulator
+from jaxsoftmax._xla.dtypes import ClassWeights, Index, PerClass, PerNamed, PerRow, accumulator
 from jaxsoftmax._xla.masks import keep, spread, spread_over, take
 from jaxsoftmax._xla.mesh import AxisName
 
@@ -38,7 +39,21 @@ class SoftLabels(NamedTuple):
     weights: PerClass
 
 
-Labels = ClassLabels | SoftLabels
+class SparseLabels(NamedTuple):
+    """One distribution for each example that names few classes (a pytree).
+
+    It has `weights[..., k]` at class `indices[..., k]` and 0 elsewhere: a teacher's top k, the two
+    labels of mixup, several hot classes. Both arrays have the shape of the batch and a last axis K.
+    A class that is named twice adds up. An entry of weight exactly 0 is padding, whatever its
+    index; another entry with an index that is no class makes its example NaN. The weights need not
+    sum to 1.
+    """
+
+    indices: Index  # integers [..., K]
+    weights: PerNamed  # real numbers [..., K]
+
+
+Labels = ClassLabels | SoftLabels | SparseLabels
 
 
 class Targets(NamedTuple):
@@ -47,24 +62,32 @@ class Targets(NamedTuple):
     pivot: Index
     share: PerRow | float | None
     coefficients: PerClass | None
+    named: SparseLabels | None = None  # coefficients of a few classes beside these
 
 
 def make(
-    logits: PerClass, labels: Labels, class_weights: ClassWeights, options: LossOptions
+    logits: PerClass, labels: Labels, class_weights: ClassWeights, options: RowOptions
 ) -> Targets:
     """Targets of whichever kind of label there is; no one-hot array is built."""
     mesh_axis, smoothing = options.axis_name, options.label_smoothing
     if class_weights is not None:
         class_weights = class_weights.astype(accumulator(logits.dtype))
-    uniform = _uniform(logits, smoothing, mesh_axis) if smoothing else None
+    uniform = _uniform(logits, smoothing, mesh_axis) if is_on(smoothing) else None
     if isinstance(labels, SoftLabels):
         coefficients = labels.weights
         if uniform is not None:
-            # A smoothing of 1 knows no labels.
-            rest = 1.0 - smoothing
-            coefficients = rest * coefficients + uniform if rest else uniform
+            coefficients = _rest_of(smoothing, coefficients) + uniform
         pivot = largest_class(logits, mesh_axis)
         return Targets(pivot, None, _weighted(coefficients, class_weights))
+    if isinstance(labels, SparseLabels):
+        masses = _rest_of(smoothing, labels.weights) if uniform is not None else labels.weights
+        if class_weights is not None:
+            of_named = weight_of_label(class_weights, labels.indices, mesh_axis)
+            masses = _times(masses, of_named)
+        if uniform is not None:
+            uniform = _weighted(uniform, class_weights)
+        pivot = largest_class(logits, mesh_axis)
+        return Targets(pivot, None, uniform, SparseLabels(labels.indices, masses))
     share: Array | float = 1.0 - smoothing
     if class_weights is not None:
         share = share * weight_of_label(class_weights, labels.classes, mesh_axis)
@@ -73,9 +96,11 @@ def make(
     return Targets(labels.classes, share, uniform)
 
 
-def of_binary(label: Array, pos_weight: Array | None, smoothing: float) -> tuple[Array, Array]:
+def of_binary(
+    label: Array, pos_weight: Array | None, smoothing: float | Array
+) -> tuple[Array, Array]:
     """The coefficients of −log σ(x) and of −log σ(−x)."""
-    positive = (1.0 - smoothing) * label + smoothing / 2 if smoothing else label
+    positive = _rest_of(smoothing, label) + smoothing / 2 if is_on(smoothing) else label
     negative = 1.0 - positive
     if pos_weight is not None:
         positive = _times(positive, pos_weight.astype(label.dtype))
@@ -89,7 +114,13 @@ def weight_of_label(class_weights: Float[Array, "C"], label: Index, mesh_axis: A
     return mesh.from_owner(weights, label, classes, mesh_axis)
 
 
-def _uniform(logits: Array, smoothing: float, mesh_axis: AxisName) -> Array:
+def _rest_of(smoothing: float | Array, labels: Array) -> Array:
+    """(1−ε) y; a smoothing of 1 knows no labels, whatever they hold."""
+    rest = jnp.asarray(1.0 - smoothing, labels.dtype)
+    return rest * keep(labels, (rest != 0.0) | lax.is_finite(labels))
+
+
+def _uniform(logits: Array, smoothing: float | Array, mesh_axis: AxisName) -> Array:
     """ε/C on the classes that exist, 0 on the others."""
     exists = logits != -jnp.inf
     count = mesh.over_classes(exists.astype(accumulator(logits.dtype)), mesh_axis)

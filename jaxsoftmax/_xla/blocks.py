@@ -22,6 +22,7 @@ from jaxsoftmax._xla.mesh import AxisName, Blocks
 from jaxsoftmax._xla.shardings import zeros_as
 
 Inputs = TypeVar("Inputs")
+Others = TypeVar("Others")
 Rows = TypeVar("Rows")
 
 
@@ -34,29 +35,33 @@ class Record(NamedTuple):
 
 
 def recorded(
-    rows_of: Callable[[Inputs, Blocks], Rows], inputs: Inputs, axis_name: AxisName
-) -> tuple[Rows, Callable[[Rows], tuple[Inputs, Record]]]:
-    """As `jax.vjp` of rows_of(inputs, blocks); what pulls back gives the record, too."""
+    rows_of: Callable[[Inputs, Blocks], tuple[Rows, Others]], inputs: Inputs, axis_name: AxisName
+) -> tuple[Rows, Others, Callable[[Rows], tuple[Inputs, Record]]]:
+    """As `jax.vjp` of the first result of rows_of(inputs, blocks); the other has no derivative.
+
+    What pulls back gives the record, too.
+    """
 
     def totals_of(inputs: Inputs) -> list[Array]:
         whole = _Whole(axis_name)
         rows_of(inputs, whole)
         return whole.totals
 
-    def shifted(inputs: Inputs, shifts: list[Array]) -> tuple[Rows, Record]:
+    def shifted(inputs: Inputs, shifts: list[Array]) -> tuple[Rows, tuple[Others, Record]]:
         whole = _Whole(axis_name, shifts)
-        return rows_of(inputs, whole), Record(whole.totals, whole.fixed, [])
+        found, others = rows_of(inputs, whole)
+        return found, (others, Record(whole.totals, whole.fixed, []))
 
     # The cotangent of a 0 that is added to a total is the total's.
     zeros = [zeros_as(total) for total in jax.eval_shape(totals_of, inputs)]
-    found, pull, record = jax.vjp(shifted, inputs, zeros, has_aux=True)
+    found, pull, (others, record) = jax.vjp(shifted, inputs, zeros, has_aux=True)
 
     def pull_back(cotangents: Rows) -> tuple[Inputs, Record]:
         of_inputs, of_totals = pull(cotangents)
         of_totals = [mesh.over_copies(cotangent, axis_name) for cotangent in of_totals]
         return of_inputs, record._replace(cotangents=of_totals)
 
-    return found, pull_back
+    return found, others, pull_back
 
 
 def replayed(

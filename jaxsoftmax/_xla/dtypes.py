@@ -12,6 +12,7 @@ from jaxtyping import DTypeLike, Float, Integer
 
 PerClass = Float[Array, "... C"]  # logits, or anything else of one number for each class
 PerRow = Float[Array, "..."]
+PerNamed = Float[Array, "... K"]  # a number for each class that a row names
 Index = Integer[Array, "..."]  # of a class, for each row
 Size = Any  # an int, or a symbolic dimension of jax.export
 ClassWeights = Float[Array, "C"] | None

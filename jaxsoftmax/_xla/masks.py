@@ -57,6 +57,18 @@ def take(values: Shaped[Array, "C"], index: Int[Array, "*b"]) -> Shaped[Array, "
     return automatic(gather, mesh, jax.typeof(index).sharding.spec)(values, index)
 
 
+def take_along(values: Shaped[Array, "*b C"], index: Int[Array, "*b K"]) -> Shaped[Array, "*b K"]:
+    """The values of some classes of each row, sharded as the indices are."""
+
+    def gather(values: Array, index: Array) -> Array:
+        return jnp.take_along_axis(values, index, axis=-1)
+
+    mesh = explicit_mesh((values, index))
+    if mesh is None:
+        return gather(values, index)
+    return automatic(gather, mesh, jax.typeof(index).sharding.spec)(values, index)
+
+
 def is_class(logits: Shaped[Array, "*b C"], label: Int[Array, "*b"]) -> Bool[Array, "*b C"]:
     """One-hot of the label, as a mask that the compiler fuses and never stores."""
     classes = lax.broadcasted_iota(
