@@ -7,6 +7,7 @@ from jaxsoftmax._row.targets import SparseLabels
 from jaxsoftmax._version import __version__
 from jaxsoftmax.binary import binary_cross_entropy
 from jaxsoftmax.distributions import log_softmax, logsumexp, softmax
+from jaxsoftmax.divergences import kl_divergence
 from jaxsoftmax.linear import linear_cross_entropy
 from jaxsoftmax.losses import cross_entropy, nll_loss
 
@@ -18,6 +19,7 @@ __all__ = [
     "closed_form",
     "cross_entropy",
     "debug_checks",
+    "kl_divergence",
     "linear_cross_entropy",
     "log_softmax",
     "logsumexp",

@@ -7,9 +7,8 @@ Every error about an array is raised here or in `_arrays`, when the function is 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -32,8 +31,6 @@ from jaxsoftmax._options import (
     LinearOptions,
     LossOptions,
     Numbers,
-    Traced,
-    check_number,
 )
 from jaxsoftmax._row.targets import SparseLabels
 from jaxsoftmax._xla import mesh
@@ -52,29 +49,6 @@ class Arrays(NamedTuple):
 
 # The same unchecked, in this order.
 Given = tuple[object, object, object, object, object, Numbers]
-
-
-def split_numbers(**values: object) -> tuple[dict[str, Any], Numbers]:
-    """Options that are arrays, apart; in their place the sign that they are."""
-    static, arrays = dict(values), {}
-    for name, value in values.items():
-        if isinstance(value, (Array, np.ndarray)):
-            arrays[name] = _as_number(name, value)
-            static[name] = Traced.ARRAY
-    return static, Numbers(**arrays)
-
-
-def _as_number(name: str, value: object) -> Array:
-    number = as_array(name, as_quantity(value))
-    real = jnp.issubdtype(number.dtype, jnp.floating) or jnp.issubdtype(number.dtype, jnp.integer)
-    if number.shape != () or not real:
-        raise (ValueError if real else TypeError)(
-            f"{name} must be a Python number or a scalar array of real numbers, got shape "
-            f"{show(number.shape)}, dtype {number.dtype}"
-        )
-    if not isinstance(number, jax.core.Tracer):
-        check_number(name, float(number))
-    return number
 
 
 def checked(
@@ -100,6 +74,31 @@ def checked_linear(
     whole = {"hidden": h, **_of_examples(arrays, len(shape))}
     mesh.check_axis(options.axis_name, {"kernel": w}, whole)
     return h, w, b, arrays
+
+
+def checked_pair(
+    logits: object,
+    target_logits: object,
+    axis: object,
+    given: tuple[object, object, object],
+    options: LossOptions,
+) -> tuple[Array, tuple[int, ...], Arrays]:
+    """Logits, their class axes, and beside them the target's logits, in place of labels."""
+    where, example_weights, denominator = given
+    x, y = as_real("logits", logits), as_real("target_logits", target_logits)
+    axes = class_axes("logits", x, axis)
+    of_shape("target_logits", y, x.shape, "the shape of logits")
+    mesh.shards(options.axis_name)
+    weights = as_example_weights(example_weights, batch_of(x.shape, axes))
+    arrays = Arrays(
+        y,
+        as_mask(where, x.shape, "logits"),
+        example_weights=weights,
+        denominator=as_denominator(denominator, options.reduction),
+    )
+    split = {"logits": x, "target_logits": y}
+    mesh.check_axis(options.axis_name, split, {"example_weights": weights})
+    return x, axes, arrays
 
 
 def _of_examples(arrays: Arrays, ndim: int) -> dict[str, Array | None]:

@@ -5,10 +5,14 @@ An error names the argument, what it got and what was expected.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+from jaxsoftmax._options import Numbers, Traced, check_number
 
 Shape = tuple[int, ...]
 
@@ -138,3 +142,29 @@ def as_broadcastable(name: str, value: object, shape: Shape) -> Array | None:
 
 def show(shape: Shape) -> str:
     return "[" + ", ".join(map(str, shape)) + "]"
+
+
+# --- options that may be arrays -------------------------------------------------------------------
+
+
+def split_numbers(**values: object) -> tuple[dict[str, Any], Numbers]:
+    """Options that are arrays, apart; in their place the sign that they are."""
+    static, arrays = dict(values), {}
+    for name, value in values.items():
+        if isinstance(value, (Array, np.ndarray)):
+            arrays[name] = _as_number(name, value)
+            static[name] = Traced.ARRAY
+    return static, Numbers(**arrays)
+
+
+def _as_number(name: str, value: object) -> Array:
+    number = as_array(name, as_quantity(value))
+    real = jnp.issubdtype(number.dtype, jnp.floating) or jnp.issubdtype(number.dtype, jnp.integer)
+    if number.shape != () or not real:
+        raise (ValueError if real else TypeError)(
+            f"{name} must be a Python number or a scalar array of real numbers, got shape "
+            f"{show(number.shape)}, dtype {number.dtype}"
+        )
+    if not isinstance(number, jax.core.Tracer):
+        check_number(name, float(number))
+    return number

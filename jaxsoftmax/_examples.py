@@ -31,7 +31,7 @@ from jaxsoftmax._row.targets import (
     weight_of_label,
 )
 from jaxsoftmax._xla import mesh
-from jaxsoftmax._xla.dtypes import Index, PerRow, Size, accumulator
+from jaxsoftmax._xla.dtypes import Index, PerClass, PerRow, Size, accumulator
 from jaxsoftmax._xla.masks import keep, nan_where, spread
 
 
@@ -99,6 +99,22 @@ def of_logits(
         return examples
     soft = examples.labels.weights
     return examples._replace(labels=SoftLabels(keep(soft, spread(~examples.ignored, soft))))
+
+
+def of_pair(
+    logits: PerRow, target: PerRow, arrays: Arrays, axes: tuple[int, ...], options: LossOptions
+) -> tuple[PerClass, PerClass, Examples]:
+    """The same for two rows of logits that are compared, the second in place of labels."""
+    x, y = classes_last(logits, axes), classes_last(target, axes)
+
+    def broken() -> Array:
+        found = ~(jnp.max(x, axis=-1) < jnp.inf) | ~(jnp.max(y, axis=-1) < jnp.inf)
+        return mesh.anywhere(found, options.axis_name)
+
+    weights, ignored = _effective(arrays.example_weights, None, broken, x.dtype)
+    if ignored is not None:
+        x, y = (keep(z, spread(~ignored, z)) for z in (x, y))
+    return x, y, Examples(x, SoftLabels(y), weights, ignored)
 
 
 def _labels_apart(labels: Array | SparseLabels, ndim: int) -> Labels:

@@ -60,6 +60,14 @@ class Numbers(NamedTuple):
     temperature: Array | None = None
 
 
+def checked_beta(value: object) -> float:
+    """How much of the one divergence, and how much of the other."""
+    beta = _number("beta", value)
+    if not 0.0 <= beta <= 1.0:
+        raise ValueError(f"beta must be in [0, 1], got {beta}")
+    return beta
+
+
 def check_number(name: str, number: float) -> float:
     """An error for a value that is out of bounds, NaN included."""
     low, high = BOUNDS[name]

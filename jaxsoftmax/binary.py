@@ -77,7 +77,7 @@ def binary_cross_entropy(
     Source: Dive into Deep Learning, section 4.1; PyTorch's binary_cross_entropy_with_logits for
         the meaning of `pos_weight`.
     """
-    static, numbers = _arguments.split_numbers(label_smoothing=label_smoothing)
+    static, numbers = _arrays.split_numbers(label_smoothing=label_smoothing)
     options = LossOptions(
         reduction=reduction, ignore_index=ignore_index, focal_gamma=focal_gamma, **static
     )

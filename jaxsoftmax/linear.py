@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Num, Real
 
-from jaxsoftmax import _arguments, tuning
+from jaxsoftmax import _arguments, _arrays, tuning
 from jaxsoftmax._examples import LossStatistics
 from jaxsoftmax._fused.loss import loss
 from jaxsoftmax._options import (
@@ -135,7 +135,7 @@ def linear_cross_entropy(
     Source: Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models (2024), for never
         holding the logits; Hsu et al., Liger Kernel (2024), for the gradient in the forward pass.
     """
-    static, numbers = _arguments.split_numbers(
+    static, numbers = _arrays.split_numbers(
         label_smoothing=label_smoothing, z_loss=z_loss, soft_cap=soft_cap, temperature=temperature
     )
     options = LinearOptions(

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Num, Real
 
-from jaxsoftmax import _arguments, _examples, _labels
+from jaxsoftmax import _arguments, _arrays, _examples, _labels
 from jaxsoftmax._arguments import Arrays
 from jaxsoftmax._examples import Loss, LossStatistics
 from jaxsoftmax._options import CrossEntropyKeywords, LossKeywords, LossOptions, Reduction
@@ -136,7 +136,7 @@ def cross_entropy(
     Source: Dive into Deep Learning, section 4.1 (softmax regression); the form without absorption
         after Blanchard, Higham and Higham, IMA J. Numer. Anal. 41(4), 2021.
     """
-    static, numbers = _arguments.split_numbers(
+    static, numbers = _arrays.split_numbers(
         label_smoothing=label_smoothing, z_loss=z_loss, soft_cap=soft_cap, temperature=temperature
     )
     options = LossOptions(
@@ -222,7 +222,7 @@ def nll_loss(
     Source: Dive into Deep Learning, section 4.1.2 (the negative log-likelihood of softmax
         regression).
     """
-    static, numbers = _arguments.split_numbers(label_smoothing=label_smoothing)
+    static, numbers = _arrays.split_numbers(label_smoothing=label_smoothing)
     options = LossOptions(
         reduction=reduction,
         ignore_index=ignore_index,

@@ -53,7 +53,8 @@ def sparse_and_learned(hidden: Array, kernel: Array, indices: Array, scale: Arra
     confidence: Array = statistics.predicted_log_prob
     assert statistics.rank is None
     of_logits: Array = cross_entropy(hidden @ kernel, labels, label_smoothing=scale)
-    return loss + of_logits + jnp.mean(confidence)
+    distilled: Array = jaxsoftmax.kl_divergence(hidden @ kernel, hidden @ kernel, beta=0.5)
+    return loss + of_logits + jnp.mean(confidence) + distilled
 
 
 def every_loss(logits: Array, labels: Array, mask: Array) -> list[Array]:

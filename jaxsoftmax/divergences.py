@@ -1,0 +1,115 @@
+"""Divergences between two rows of logits: distillation."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float, Real
+
+from jaxsoftmax import _arguments, _arrays, _examples
+from jaxsoftmax._arguments import Arrays
+from jaxsoftmax._options import LossOptions, Reduction, checked_beta
+from jaxsoftmax._row import divergence as _divergence
+from jaxsoftmax._row import logits as _logits
+from jaxsoftmax._row.losses import RowLosses
+from jaxsoftmax._row.options import row_options
+from jaxsoftmax._xla.dtypes import accumulator, roomy
+from jaxsoftmax._xla.shardings import by_rows
+
+_Array = Array | np.ndarray
+
+
+def kl_divergence(
+    logits: Float[_Array, "..."],
+    target_logits: Float[_Array, "..."],
+    *,
+    beta: float = 0.0,
+    axis: int | tuple[int, ...] = -1,
+    where: Bool[_Array, "..."] | None = None,
+    temperature: float | Array = 1.0,
+    example_weights: Real[_Array, "..."] | Bool[_Array, "..."] | None = None,
+    reduction: Reduction = "mean",
+    denominator: float | Array | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Float[Array, "..."]:
+    r"""Kullback-Leibler divergence between the distributions of two rows of logits.
+
+    With p = softmax(target_logits / temperature) of the teacher, q = softmax(logits / temperature),
+    the divergence of one example is
+
+        KL(p‖q) = Σ_c p_c (log p_c − log q_c)                 for beta = 0
+        KL(q‖p)                                               for beta = 1
+        β KL(p‖m) + (1−β) KL(q‖m),  m = β p + (1−β) q         between them
+
+    the last being the generalised Jensen-Shannon divergence. Computed as a sum of terms that are
+    never negative, it is exactly 0 for equal logits and accurate however close the two are, where
+    the difference of two log-probabilities keeps no digit.
+
+    Args:
+        logits: `[..., C, ...]`, floating point: the student's.
+        target_logits: the same shape: the teacher's. Gradients flow to it, too; where it is fixed,
+            pass `jax.lax.stop_gradient(target_logits)`.
+        beta: in [0, 1], a Python number.
+        axis: the class axis, or several.
+        where: boolean, broadcastable to `logits`; excluded classes exist for neither.
+        temperature: divides both; it may be a scalar array. No factor temperature² is applied:
+            multiply the result by it to keep the size of the gradient.
+        example_weights: broadcastable to the batch: a mask (False is ignored) or real weights.
+        reduction, denominator: as in `cross_entropy`; the mean divides by Σ `example_weights`.
+        axis_name: inside `jax.shard_map`, the mesh axis that splits the classes in equal shards.
+
+    Returns:
+        The divergence, float32 (float64 where either is): a scalar, or one number per example for
+        reduction="none". A class with target logit -inf adds nothing; one that exists for the
+        target alone makes KL(p‖q) +inf.
+
+    Gradients: (q − p) / temperature for `logits` where beta is 0, formed without subtracting two
+        numbers that are nearly equal; exactly 0 for excluded classes and ignored examples.
+
+    Raises:
+        TypeError: as `cross_entropy`.
+        ValueError: as `cross_entropy`; `beta` outside [0, 1].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxsoftmax import kl_divergence
+        >>> teacher = jnp.array([[1.0, 2.0, 3.0]])
+        >>> print(kl_divergence(teacher, teacher))
+        0.0
+        >>> print(kl_divergence(teacher + jnp.array([[0.0, 1e-4, 0.0]]), teacher))
+        9.223023e-10
+
+    Source: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network (2015); Agarwal
+        et al., On-Policy Distillation of Language Models (2024), for beta.
+    """
+    static, numbers = _arrays.split_numbers(temperature=temperature)
+    options = LossOptions(reduction=reduction, axis_name=axis_name, **static)
+    given = (where, example_weights, denominator)
+    x, axes, arrays = _arguments.checked_pair(logits, target_logits, axis, given, options)
+    arrays = arrays._replace(numbers=numbers)
+    return _compute(x, arrays, beta=checked_beta(beta), axes=axes, options=options)
+
+
+@partial(jax.jit, static_argnames=("beta", "axes", "options"))
+@partial(by_rows, class_axes=lambda axes, **_: axes)
+def _compute(
+    logits: Array,
+    arrays: Arrays,
+    *,
+    beta: float,
+    axes: tuple[int, ...],
+    options: LossOptions,
+) -> Array:
+    assert isinstance(arrays.labels, Array)
+    x, y = (_logits.exclude(roomy(z), arrays.where) for z in (logits, arrays.labels))
+    dtype = accumulator(x.dtype, y.dtype)
+    x, y, examples = _examples.of_pair(x.astype(dtype), y.astype(dtype), arrays, axes, options)
+    of_rows = row_options(options, arrays.numbers, dtype)
+    temperature = _logits.temperature_of(x, of_rows)
+    losses = _divergence.of_rows(x, y, beta, temperature, options.axis_name)
+    result = _examples.reduced(RowLosses(losses), examples, arrays, options)
+    assert isinstance(result, Array)
+    return result

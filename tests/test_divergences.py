@@ -1,0 +1,217 @@
+"""kl_divergence against 50 digits, its derivatives against float64, and its edges."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import mpmath
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from test_debugging import nans_found
+
+import jaxsoftmax as js
+
+INF = float("inf")
+BETAS = (0.0, 0.25, 0.5, 1.0)
+_random = np.random.default_rng(5)
+X, Y = _random.normal(size=(2, 4, 6))
+
+
+def exact(x, y, beta=0.0, temperature=1.0):
+    """With 50 digits, of one row each."""
+    with mpmath.workdps(50):
+
+        def distribution(row):
+            e = [mpmath.exp(mpmath.mpf(float(v)) / temperature) if v > -INF else 0 for v in row]
+            return [v / sum(e) for v in e]
+
+        def divergence(a, b):
+            if any(u > 0 and v == 0 for u, v in zip(a, b, strict=True)):
+                return mpmath.inf
+            return sum(u * mpmath.log(u / v) for u, v in zip(a, b, strict=True) if u > 0)
+
+        p, q = distribution(y), distribution(x)
+        if beta == 0.0:
+            return divergence(p, q)
+        if beta == 1.0:
+            return divergence(q, p)
+        b = mpmath.mpf(beta)
+        m = [b * u + (1 - b) * v for u, v in zip(p, q, strict=True)]
+        return b * divergence(p, m) + (1 - b) * divergence(q, m)
+
+
+def definition(x, y, beta, temperature):
+    """As a textbook writes it, in float64."""
+    log_p, log_q = jax.nn.log_softmax(y / temperature), jax.nn.log_softmax(x / temperature)
+
+    def divergence(log_a, log_b):
+        return jnp.sum(jnp.exp(log_a) * (log_a - log_b), axis=-1)
+
+    if beta in (0.0, 1.0):
+        return jnp.mean(divergence(*((log_p, log_q) if beta == 0.0 else (log_q, log_p))))
+    log_m = jnp.log(beta * jnp.exp(log_p) + (1 - beta) * jnp.exp(log_q))
+    return jnp.mean(beta * divergence(log_p, log_m) + (1 - beta) * divergence(log_q, log_m))
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+@pytest.mark.parametrize("noise", [3.0, 0.3, 1e-2, 1e-4, 1e-6])
+@pytest.mark.parametrize("beta", BETAS)
+def test_relative_accuracy(beta, noise, offset):
+    """However close the rows are: the divergences go down to 1e-13."""
+    y = (3 * _random.normal(size=(1, 200))).astype(np.float32)
+    x = (y + offset + noise * _random.normal(size=y.shape)).astype(np.float32)
+    found, expected = float(js.kl_divergence(x, y, beta=beta)), exact(x[0], y[0], beta)
+    assert abs(found / expected - 1) < 2e-6
+
+
+def test_equal_logits_are_exactly_0():
+    x = jnp.asarray(X, jnp.float32)
+    for beta in BETAS:
+        value, gradients = jax.value_and_grad(partial(js.kl_divergence, beta=beta), (0, 1))(x, x)
+        assert value == 0.0
+        for gradient in gradients:
+            np.testing.assert_array_equal(gradient, 0.0)
+
+
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("temperature", [1.0, 1.7])
+@pytest.mark.parametrize("close", [1.0, 1e-3])
+def test_derivatives(close, temperature, beta):
+    """Value, gradients of both and of the temperature, and a product with the Hessian."""
+    with jax.enable_x64(True):
+        y, t = jnp.asarray(Y), jnp.asarray(temperature)
+        x = y + close * jnp.asarray(X)
+        at, dots = (x, y, t), (jnp.cos(x), jnp.sin(y), jnp.asarray(0.3))
+
+        def everything(f):
+            g = jax.value_and_grad(f, (0, 1, 2))
+            return jax.jit(lambda *a: (g(*a), jax.jvp(jax.grad(f, (0, 1, 2)), a, dots)[1]))(*at)
+
+        ours = everything(lambda x, y, t: js.kl_divergence(x, y, beta=beta, temperature=t))
+        theirs = everything(lambda x, y, t: definition(x, y, beta, t))
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12)
+
+
+def test_the_gradient_of_close_logits_keeps_its_digits():
+    y = (3 * _random.normal(size=50)).astype(np.float32)
+    x = (y + 1e-5 * _random.normal(size=50)).astype(np.float32)
+    found = jax.grad(lambda x: js.kl_divergence(x, y))(x)
+    with mpmath.workdps(50):
+        p, q = ([mpmath.exp(mpmath.mpf(float(v))) for v in row] for row in (y, x))
+        expected = [b / sum(q) - a / sum(p) for a, b in zip(p, q, strict=True)]
+    scale = float(max(map(abs, expected)))
+    np.testing.assert_allclose(found, [float(v) for v in expected], rtol=0, atol=2e-6 * scale)
+
+
+EDGES = [
+    ([0, 1, 2.0], [0, 1, -INF]),  # a class that the target does not have adds nothing
+    ([0, 1, -INF], [0, 1, 2.0]),
+    ([0, -INF, -INF], [-INF, 1, 2.0]),  # no class in common
+    ([100.0, 0, 0], [0, 0, 100.0]),
+    ([3e38, 0, 0], [0, 0, 3e38]),
+]
+
+
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize(("x", "y"), EDGES)
+def test_edges(x, y, beta):
+    x, y = jnp.array([x], jnp.float32), jnp.array([y], jnp.float32)
+    f = partial(js.kl_divergence, beta=beta)
+    expected = min(float(exact(x[0], y[0], beta)), np.inf)
+    value, gradients = jax.value_and_grad(f, (0, 1))(x, y)
+    np.testing.assert_allclose(value, expected, rtol=0.2 if expected > 1e30 else 1e-6)
+    assert all(np.isfinite(g).all() for g in gradients)
+    assert nans_found(jax.value_and_grad(f, (0, 1)), x, y) is None
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_rows_without_a_class(beta):
+    """Nothing weighs where the distribution that weighs has no class."""
+    nothing, some = jnp.full((1, 3), -INF), jnp.array([[1.0, 2.0, 3.0]])
+    assert js.kl_divergence(nothing, nothing, beta=beta) == 0.0
+    assert js.kl_divergence(some, nothing, beta=0.0) == 0.0
+    assert js.kl_divergence(some, nothing, beta=1.0) == np.inf
+
+
+def test_options():
+    """Masks, weights, classes left out, several axes, dtypes."""
+    x, y = jnp.asarray(X, jnp.float32), jnp.asarray(Y, jnp.float32)
+    each = js.kl_divergence(x, y, reduction="none")
+    assert each.shape == (4,)
+    weights = jnp.array([1.0, 0.0, 2.0, 0.5])
+    mean = js.kl_divergence(x, y, example_weights=weights)
+    np.testing.assert_allclose(mean, jnp.sum(weights * each) / 3.5, rtol=1e-6)
+    total = js.kl_divergence(x, y, reduction="sum")
+    np.testing.assert_allclose(js.kl_divergence(x, y, denominator=2.0), total / 2, rtol=1e-6)
+    mask = jnp.array([True, False, True, True])
+    poisoned = x.at[1].set(jnp.nan)
+    value, gradient = jax.value_and_grad(js.kl_divergence)(poisoned, y, example_weights=mask)
+    np.testing.assert_allclose(value, jnp.sum(each[mask]) / 3, rtol=1e-6)
+    assert (gradient[1] == 0.0).all()
+    where = jnp.arange(6) < 4
+    found = js.kl_divergence(x, y, where=where)
+    np.testing.assert_allclose(found, js.kl_divergence(x[:, :4], y[:, :4]), rtol=1e-6)
+    block = js.kl_divergence(x.reshape(4, 2, 3), y.reshape(4, 2, 3), axis=(1, 2))
+    np.testing.assert_allclose(block, jnp.mean(each), rtol=1e-6)
+    narrow = x.astype(jnp.bfloat16)
+    found, gradient = jax.value_and_grad(js.kl_divergence)(narrow, y)
+    assert (found.dtype, gradient.dtype) == (jnp.float32, jnp.bfloat16)
+    np.testing.assert_allclose(found, js.kl_divergence(narrow.astype(jnp.float32), y), rtol=1e-6)
+
+
+def test_vmap():
+    x, y = jnp.asarray(X, jnp.float32), jnp.asarray(Y, jnp.float32)
+    f = jax.grad(partial(js.kl_divergence, beta=0.25, reduction="sum"))
+    np.testing.assert_allclose(jax.vmap(f)(x, y), f(x, y), rtol=2e-6, atol=1e-7)
+    np.testing.assert_allclose(
+        jax.vmap(f, (0, None))(x, y[0])[0], f(x[0], y[0]), rtol=2e-6, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("beta", BETAS)
+def test_across_shards(beta, check_vma):
+    mesh = Mesh(np.array(jax.devices()[:2]), ("m",))
+    f = partial(js.kl_divergence, beta=beta, temperature=0.8)
+    specs = (P(None, "m"), P(None, "m"))
+    sharded = jax.shard_map(
+        partial(f, axis_name="m"), mesh=mesh, in_specs=specs, out_specs=P(), check_vma=check_vma
+    )
+    with jax.enable_x64(True):
+        x, y = jnp.asarray(X), jnp.asarray(Y)
+        for a, b in zip(
+            jax.tree.leaves(jax.jit(jax.value_and_grad(sharded, (0, 1)))(x, y)),
+            jax.tree.leaves(jax.value_and_grad(f, (0, 1))(x, y)),
+            strict=True,
+        ):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"beta": 1.5}, ValueError, r"beta must be in \[0, 1\], got 1.5"),
+        ({"beta": "js"}, TypeError, "beta must be a Python number, got 'js'"),
+        ({"beta": jnp.array(0.5)}, TypeError, "beta must be a Python number, known"),
+        ({"temperature": 0.0}, ValueError, "temperature must be a finite number > 0"),
+        ({"example_weights": np.ones(3)}, ValueError, "example_weights must broadcast"),
+        ({"reduction": "batchmean"}, ValueError, "reduction must be one of"),
+        ({"axis": 2}, ValueError, "axis 2 is out of range for logits"),
+        ({"denominator": 1.0, "reduction": "sum"}, ValueError, "denominator replaces"),
+    ],
+)
+def test_errors_name_the_argument(options, error, said):
+    with pytest.raises(error, match=said):
+        js.kl_divergence(jnp.zeros((4, 6)), jnp.zeros((4, 6)), **options)
+
+
+def test_errors_of_the_two_arrays():
+    with pytest.raises(ValueError, match=r"target_logits must have the shape of logits, \[4, 6\]"):
+        js.kl_divergence(jnp.zeros((4, 6)), jnp.zeros((4, 5)))
+    with pytest.raises(TypeError, match="target_logits must be a floating point array"):
+        js.kl_divergence(jnp.zeros((4, 6)), jnp.zeros((4, 6), int))
