@@ -170,9 +170,9 @@ def define_binary_cross_entropy(
 ):
     y = (1.0 - label_smoothing) * y + label_smoothing / 2
     positive = y if pos_weight is None else pos_weight * y
-    p = 1.0 / (1.0 + np.exp(-x))
-    losses = -positive * (1.0 - p) ** focal_gamma * np.log(p)
-    losses = losses - (1.0 - y) * p**focal_gamma * np.log(1.0 - p)
+    p, q = 1.0 / (1.0 + np.exp(-x)), 1.0 / (1.0 + np.exp(x))
+    losses = positive * q**focal_gamma * np.log(1.0 + np.exp(-x))
+    losses = losses + (1.0 - y) * p**focal_gamma * np.log(1.0 + np.exp(x))
     weights = np.broadcast_to(1.0 if example_weights is None else example_weights, x.shape)
     losses = losses * weights
     if reduction == "none":
