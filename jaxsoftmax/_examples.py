@@ -82,7 +82,8 @@ def of_logits(
     dtype = accumulator(logits.dtype)
     labels = _labels_apart(arrays.labels, logits.ndim)
     if isinstance(labels, SoftLabels):
-        labels = SoftLabels(classes_last(labels.weights, axes).astype(dtype))
+        as_given = classes_last(labels.weights, axes)
+        labels = SoftLabels(as_given.astype(dtype))
     logits = classes_last(logits, axes)
 
     def broken() -> Array:
@@ -93,8 +94,7 @@ def of_logits(
     examples = _settle(given, broken, dtype, logits.shape[-1], options)
     if not isinstance(examples.labels, SoftLabels):
         return examples
-    assert isinstance(arrays.labels, Array)
-    check_counts(classes_last(arrays.labels, axes), examples.ignored)
+    check_counts(as_given, examples.ignored)
     if examples.ignored is None:
         return examples
     soft = examples.labels.weights

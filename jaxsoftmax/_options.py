@@ -34,6 +34,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "soft_cap": (_SMALLEST, _LARGEST),
     "focal_gamma": (0.0, _LARGEST),
     "poly_epsilon": (-_LARGEST, _LARGEST),
+    "beta": (0.0, 1.0),  # of a divergence, which has it beside its options
 }
 _EXPECTED = {
     "label_smoothing": "in [0, 1]",
@@ -42,6 +43,7 @@ _EXPECTED = {
     "soft_cap": "a finite number > 0, normal in float32",
     "focal_gamma": "a finite number >= 0",
     "poly_epsilon": "a finite number",
+    "beta": "in [0, 1]",
 }
 
 
@@ -62,10 +64,7 @@ class Numbers(NamedTuple):
 
 def checked_beta(value: object) -> float:
     """How much of the one divergence, and how much of the other."""
-    beta = _number("beta", value)
-    if not 0.0 <= beta <= 1.0:
-        raise ValueError(f"beta must be in [0, 1], got {beta}")
-    return beta
+    return check_number("beta", _number("beta", value))
 
 
 def check_number(name: str, number: float) -> float:
@@ -95,7 +94,7 @@ class LossOptions:
         """Check each value and store it as the plain Python type it stands for."""
         _one_of("reduction", self.reduction, Reduction)
         axis_name_of(self.axis_name)
-        for name in BOUNDS:
+        for name in (name for name in BOUNDS if hasattr(self, name)):
             value = getattr(self, name)
             if value is not Traced.ARRAY and (name != "soft_cap" or value is not None):
                 self._store(name, check_number(name, _number(name, value)))
@@ -178,9 +177,9 @@ def _reject_array(name: str, value: object, expected: str) -> None:
 
 def axis_name_of(value: object) -> Hashable | None:
     """The name of a mesh axis, a tuple of names, or None."""
-    names = value if isinstance(value, tuple) and value else (value,)
     if value is None or isinstance(value, Blocks):
         return value
+    names = value if isinstance(value, tuple) and value else (value,)
     if not all(isinstance(name, str) for name in names):
         raise TypeError(
             f"axis_name must be the name of a mesh axis, a tuple of names, or None, got {value!r}"

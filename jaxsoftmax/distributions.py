@@ -12,6 +12,7 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from jaxsoftmax import _arrays
+from jaxsoftmax._examples import classes_last
 from jaxsoftmax._options import axis_name_of
 from jaxsoftmax._row import logits as _logits
 from jaxsoftmax._row import row as _row
@@ -190,11 +191,11 @@ def _apply(
     if axes == (x.ndim - 1,):
         return of_rows(x)
     batch = x.ndim - len(axes)
-    moved = jnp.moveaxis(x, axes, range(batch, x.ndim))
-    result = of_rows(moved.reshape(*moved.shape[:batch], -1))
+    result = of_rows(classes_last(x, axes))
     if result.ndim == batch:
         return result
-    return jnp.moveaxis(result.reshape(moved.shape), range(batch, x.ndim), axes)
+    apart = result.reshape(*result.shape[:-1], *(x.shape[axis] for axis in axes))
+    return jnp.moveaxis(apart, range(batch, x.ndim), axes)
 
 
 def _logsumexp(x: Array, axis_name: AxisName) -> Array:

@@ -35,7 +35,7 @@ from jaxsoftmax._xla.shardings import vary_alike
 
 
 def rows(given: Given, plan: Plan) -> RowLosses:
-    """The same, a chunk at a time."""
+    """The loss of each row, and its statistics, a chunk at a time."""
     chunks = Chunks.of(given, plan)
     split = chunks.split(given.rows)
 
@@ -80,7 +80,7 @@ def pulled_back(
         delta, of_weights, of_soft, of_numbers = pulled
         of_hidden = of_kernel = None
         if sums.hidden is not None:
-            part = product(delta, kernel, (1, 1 - features)).astype(sums.hidden.dtype)
+            part = product(delta, kernel, (1, plan.class_axis)).astype(sums.hidden.dtype)
             of_hidden = put(sums.hidden, summed(part, plan), i)
         if sums.kernel is not None:
             of_kernel = add_product(sums.kernel, chunk.hidden, delta, feature_axis=features)

@@ -30,10 +30,8 @@ class Chunks(NamedTuple):
 
     @classmethod
     def of(cls, given: Given, plan: Plan) -> Chunks:
-        batch = given.rows.hidden.shape[:-1]
-        return cls(
-            batch, *plan.chunks(math.prod(batch), given.layer.kernel.shape[1 - plan.feature_axis])
-        )
+        batch, classes = given.rows.hidden.shape[:-1], given.layer.kernel.shape[plan.class_axis]
+        return cls(batch, *plan.chunks(math.prod(batch), classes))
 
     def split(self, tree: Tree) -> Tree:
         """[*batch, ...] -> [n, steps, ...], rows of weight 0 after the last one.
@@ -60,9 +58,8 @@ class Chunks(NamedTuple):
 
         def unsplit(x: Array) -> Array:
             of_row = x.shape[2:]
-            return x.reshape(self.tokens * self.steps, *of_row)[: math.prod(self.batch)].reshape(
-                *self.batch, *of_row
-            )
+            rows = x.reshape(self.tokens * self.steps, *of_row)[: math.prod(self.batch)]
+            return rows.reshape(*self.batch, *of_row)
 
         return jax.tree.map(unsplit, tree)
 
@@ -104,7 +101,7 @@ def labels_of_shard(part: Rows, layer: Layer, plan: Plan) -> Rows:
     """The same rows, their labels, in a program divided over a mesh, those of this shard."""
     if plan.gathered is None:
         return part
-    classes = layer.kernel.shape[1 - plan.feature_axis]
+    classes = layer.kernel.shape[plan.class_axis]
 
     def local(index: Array) -> Array:
         return mesh.to_shard(index, classes, plan.options.axis_name)

@@ -33,14 +33,14 @@ def loss(
     chunk: Chunk,
 ) -> Loss:
     """`cross_entropy` of hidden · kernel + bias."""
-    ones = ones_of_rows(hidden, accumulator(hidden.dtype, kernel.dtype))
-    hidden = vary_alike(hidden, (arrays.labels, arrays.example_weights))
-    classes = kernel.shape[options.kernel_layout.index("V")]
     dtype = accumulator(hidden.dtype, kernel.dtype)
+    ones = ones_of_rows(hidden, dtype)
+    hidden = vary_alike(hidden, (arrays.labels, arrays.example_weights))
+    plan = Plan(options, chunk)
+    classes = kernel.shape[plan.class_axis]
     examples = _examples.of_hidden(hidden, arrays, classes, dtype, options)
     where = arrays.where
     by_row, by_class = (None, where) if where is None or where.ndim == 1 else (where, None)
-    plan = Plan(options, chunk)
     weights = ones if examples.weights is None else examples.weights
     given = Given(
         Rows(examples.inputs, examples.labels, examples.ignored, by_row, weights),

@@ -105,11 +105,11 @@ def _pulled(
 
 
 def _pulled_back(both: tuple[Given, RowLosses], plan: Plan, wanted: Wanted) -> Differentiable:
+    """The same on one device, where the kernel's gradient may come by blocks."""
     if plan.streams:
-        given, found = both[0], streamed.pulled_back(*both, wanted, plan)[1]
-        return jax.tree.map(
-            lambda x, like: x.astype(like.dtype), found, Differentiable.of(given).only(wanted)
-        )
+        found = streamed.pulled_back(*both, wanted, plan)[1]
+        like = _like_pulled(both, plan, wanted)
+        return jax.tree.map(lambda x, like: x.astype(like.dtype), found, like)
     return _pulled(lambda pair: chunked.tangents_of_rows(*pair, plan), both, wanted)
 
 

@@ -89,7 +89,7 @@ class Work:
 
     def arrive(self, kernel: Array) -> Array:
         """This device's classes, with all of their features."""
-        at_features, at_classes = self.plan.feature_axis, 1 - self.plan.feature_axis
+        at_features, at_classes = self.plan.feature_axis, self.plan.class_axis
         division = self.division
         if division.moves:
             kernel = mesh.own_part(kernel, division.added, at_classes)
@@ -102,7 +102,7 @@ class Work:
 
     def depart(self, gradient: Array, dtype: np.dtype) -> Array:
         """The kernel's gradient, summed over the tokens, split as the kernel is."""
-        at_features, at_classes = self.plan.feature_axis, 1 - self.plan.feature_axis
+        at_features, at_classes = self.plan.feature_axis, self.plan.class_axis
         division = self.division
         if dtype != jnp.float16:  # whose range a sum may leave before it is divided
             gradient = gradient.astype(dtype)

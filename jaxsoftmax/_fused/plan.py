@@ -42,6 +42,11 @@ class Plan:
         return self.options.kernel_layout.index("D")
 
     @property
+    def class_axis(self) -> int:
+        """The other axis of the kernel."""
+        return self.options.kernel_layout.index("V")
+
+    @property
     def streams(self) -> bool:
         """Whether the kernel's gradient comes a block of classes at a time."""
         return self.options.implementation == "streamed"

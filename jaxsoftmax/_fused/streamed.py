@@ -58,7 +58,7 @@ def _of_kernel(
     given: Given, record: Record, plan: Plan
 ) -> Float[Array, "D V"] | Float[Array, "V D"]:
     """The kernel's gradient."""
-    kernel, class_axis = given.layer.kernel, 1 - plan.feature_axis
+    kernel, class_axis = given.layer.kernel, plan.class_axis
     classes, batch = kernel.shape[class_axis], given.rows.hidden.ndim - 1
     wide = accumulator(given.rows.hidden.dtype, kernel.dtype)
     count = math.prod(given.rows.weights.shape)
@@ -94,7 +94,7 @@ def _block(given: Given, first: Int[Array, ""], size: int, plan: Plan) -> Given:
     if isinstance(labels, SoftLabels):
         labels = SoftLabels(some(labels.weights, 1))
     where = jax.tree.map(lambda x: some(x, 1), rows.where)
-    kernel = some(layer.kernel, 1 - plan.feature_axis)
+    kernel = some(layer.kernel, plan.class_axis)
     bias, weights, mask = jax.tree.map(
         lambda x: some(x, 0), (layer.bias, layer.class_weights, layer.where)
     )

@@ -13,6 +13,7 @@ two rows, class by class: with δ_c = (x_c − y_c) − (x_a − y_a), a being t
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -89,10 +90,7 @@ def _bounded(logits: Array) -> PerClass:
 def _pair(x: PerClass, y: PerClass, temperature: Temperature | None, mesh_axis: AxisName) -> _Pair:
     p_exists, q_exists = y != -jnp.inf, x != -jnp.inf
     both = p_exists & q_exists
-
-    def over(x: Array) -> Array:
-        return x if temperature is None else x / temperature.value
-
+    over = partial(_row.over, temperature=temperature)
     pivot = largest_class(keep(y, both, -jnp.inf), mesh_axis)  # a
 
     def distribution(x: Array, exists: Array) -> tuple[Array, Array, Array, Array]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsoftmax._row.row import Row, Temperature, pivot_probability
+from jaxsoftmax._row.row import Row, Temperature, over, pivot_probability
 from jaxsoftmax._row.state import entries, entry
 from jaxsoftmax._row.targets import SparseLabels
 from jaxsoftmax._xla import mesh
@@ -74,9 +74,7 @@ def entropy(
 ) -> PerRow:
     """−Σ_j p_j log p_j = excess + Σ_j p_j (top − x_j)/t: two terms of one sign."""
     moves = _moves(logits, row.top)
-    gap = _gap(logits, row.top, moves)
-    if temperature is not None:
-        gap = gap / temperature.value
+    gap = over(_gap(logits, row.top, moves), temperature)
     terms = keep(jnp.exp(-gap), moves) * gap
     return row.excess + jnp.exp(-row.excess) * over_classes(terms, mesh_axis)
 
@@ -91,9 +89,7 @@ def unlikely(
 ) -> PerRow:
     """Σ_c y_c (1 − p_c), the pivot being the largest class: there 1 − p is that of the others."""
     moves = _moves(logits, row.top)
-    gap = _gap(logits, row.top, moves)
-    if temperature is not None:
-        gap = gap / temperature.value
+    gap = over(_gap(logits, row.top, moves), temperature)
     p = keep(jnp.exp(-(gap + spread(row.excess, gap))), moves)
     at_pivot = spread(pivot_probability(row)[1], p)
     return over_classes(mass * lax.select(is_class(logits, pivot), at_pivot, 1.0 - p), mesh_axis)

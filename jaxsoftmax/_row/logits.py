@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool
 
-from jaxsoftmax._row.options import RowOptions, as_number, is_on
+from jaxsoftmax._row.options import RowOptions, is_on
 from jaxsoftmax._row.row import Temperature
 from jaxsoftmax._xla.dtypes import PerClass, accumulator, widen
 from jaxsoftmax._xla.masks import keep
@@ -36,6 +36,6 @@ def temperature_of(logits: PerClass, options: RowOptions) -> Temperature | None:
     number = options.temperature
     if not is_on(number, 1.0):
         return None
-    t = as_number(number, accumulator(logits.dtype))
+    t = jnp.asarray(number, accumulator(logits.dtype))
     low = number - float(np.asarray(number, t.dtype)) if isinstance(number, float) else 0.0
     return Temperature(t, low)

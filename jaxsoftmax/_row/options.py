@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -61,8 +60,3 @@ def row_options(options: LossOptions, numbers: Numbers, dtype: np.dtype) -> RowO
 def is_on(number: float | Array, off: float = 0.0) -> bool:
     """Whether there is anything to compute."""
     return not isinstance(number, float) or number != off
-
-
-def as_number(number: float | Array, dtype: np.dtype) -> Array:
-    """In the dtype of the computation."""
-    return jnp.asarray(number, dtype)

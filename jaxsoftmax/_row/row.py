@@ -168,7 +168,7 @@ def logsumexp(row: Row, temperature: Temperature | None = None) -> PerRow:
     return over(row.top, temperature) + row.excess
 
 
-def over(x: PerRow, temperature: Temperature | None) -> PerRow:
+def over(x: Array, temperature: Temperature | None) -> Array:
     """x/t."""
     return x if temperature is None else x / temperature.value
 

@@ -74,25 +74,23 @@ def make(
         class_weights = class_weights.astype(accumulator(logits.dtype))
     uniform = _uniform(logits, smoothing, mesh_axis) if is_on(smoothing) else None
     if isinstance(labels, SoftLabels):
-        coefficients = labels.weights
+        coefficients = _rest_of(smoothing, labels.weights)
         if uniform is not None:
-            coefficients = _rest_of(smoothing, coefficients) + uniform
+            coefficients = coefficients + uniform
         pivot = largest_class(logits, mesh_axis)
         return Targets(pivot, None, _weighted(coefficients, class_weights))
+    if uniform is not None:
+        uniform = _weighted(uniform, class_weights)
     if isinstance(labels, SparseLabels):
-        masses = _rest_of(smoothing, labels.weights) if uniform is not None else labels.weights
+        masses = _rest_of(smoothing, labels.weights)
         if class_weights is not None:
             of_named = weight_of_label(class_weights, labels.indices, mesh_axis)
             masses = _times(masses, of_named)
-        if uniform is not None:
-            uniform = _weighted(uniform, class_weights)
         pivot = largest_class(logits, mesh_axis)
         return Targets(pivot, None, uniform, SparseLabels(labels.indices, masses))
     share: Array | float = 1.0 - smoothing
     if class_weights is not None:
         share = share * weight_of_label(class_weights, labels.classes, mesh_axis)
-    if uniform is not None:
-        uniform = _weighted(uniform, class_weights)
     return Targets(labels.classes, share, uniform)
 
 
@@ -100,7 +98,9 @@ def of_binary(
     label: Array, pos_weight: Array | None, smoothing: float | Array
 ) -> tuple[Array, Array]:
     """The coefficients of −log σ(x) and of −log σ(−x)."""
-    positive = _rest_of(smoothing, label) + smoothing / 2 if is_on(smoothing) else label
+    positive = _rest_of(smoothing, label)
+    if is_on(smoothing):
+        positive = positive + smoothing / 2
     negative = 1.0 - positive
     if pos_weight is not None:
         positive = _times(positive, pos_weight.astype(label.dtype))
@@ -116,6 +116,8 @@ def weight_of_label(class_weights: Float[Array, "C"], label: Index, mesh_axis: A
 
 def _rest_of(smoothing: float | Array, labels: Array) -> Array:
     """(1−ε) y; a smoothing of 1 knows no labels, whatever they hold."""
+    if not is_on(smoothing):
+        return labels
     rest = jnp.asarray(1.0 - smoothing, labels.dtype)
     return rest * keep(labels, (rest != 0.0) | lax.is_finite(labels))
 
