@@ -5,6 +5,7 @@ An error names the argument, what it got and what was expected.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 from jax import Array
 
 from jaxsoftmax._options import Numbers, Traced, check_number
+from jaxsoftmax._row.targets import SparseLabels
 
 Shape = tuple[int, ...]
 
@@ -142,6 +144,116 @@ def as_broadcastable(name: str, value: object, shape: Shape) -> Array | None:
 
 def show(shape: Shape) -> str:
     return "[" + ", ".join(map(str, shape)) + "]"
+
+
+# --- labels ---------------------------------------------------------------------------------------
+
+
+def as_labels(
+    value: object, logits_name: str, shape: Shape, axes: tuple[int, ...], *, movable: bool = False
+) -> Array:
+    """Class indices in the shape of the batch, or soft labels in the shape of the logits.
+
+    The rank tells which, never the dtype. `movable` says that the function takes an `axis`.
+    """
+    soft = isinstance(value, np.ndarray) and value.ndim == len(shape)
+    labels = as_array("labels", as_quantity(value) if soft else value)
+    batch = batch_of(shape, axes)
+    if labels.ndim == len(shape) and labels.shape == tuple(shape):
+        return as_real_or_bool("labels", labels)
+    if len(axes) > 1:
+        raise ValueError(
+            f"labels must hold one distribution per example in the shape of {logits_name}, "
+            f"{show(shape)}, where axis names several axes, got shape {show(labels.shape)}"
+        )
+    if labels.shape != batch:
+        raise ValueError(
+            f"labels must have the shape of the batch, {show(batch)} (class indices), or of "
+            f"{logits_name}, {show(shape)} (soft labels), got shape {show(labels.shape)}"
+            + _likely(labels, shape, batch, movable)
+        )
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(
+            f"labels of the shape of the batch, {show(batch)}, must be integer class indices, "
+            f"got dtype {labels.dtype}; soft labels have the shape of {logits_name}, "
+            f"{show(shape)}"
+        )
+    return labels
+
+
+def as_sparse(labels: SparseLabels, batch: Shape) -> SparseLabels:
+    """Integer indices and real weights of one shape: the batch's and a last axis."""
+    indices = as_array("labels.indices", labels.indices)
+    weights = as_real_or_bool("labels.weights", labels.weights)
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise TypeError(f"labels.indices must be integers, got dtype {indices.dtype}")
+    for name, x in (("indices", indices), ("weights", weights)):
+        if x.ndim != len(batch) + 1 or x.shape[:-1] != batch:
+            of_batch = ", ".join(map(str, (*batch, "K")))
+            raise ValueError(
+                f"labels.{name} must have the shape of the batch and a last axis of the classes "
+                f"that an example names, [{of_batch}], got shape {show(x.shape)}"
+            )
+    if indices.shape != weights.shape:
+        raise ValueError(
+            f"labels.indices and labels.weights must have one shape, got {show(indices.shape)} and "
+            f"{show(weights.shape)}"
+        )
+    return SparseLabels(indices, weights)
+
+
+def _likely(labels: Array, shape: Shape, batch: Shape, movable: bool) -> str:
+    """What labels of a wrong shape were probably meant for."""
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        return ""
+    if labels.shape == (*batch, 1):
+        return "; use labels[..., 0]"
+    if math.prod(labels.shape) == math.prod(batch):
+        return f"; class indices have shape {show(batch)}: use labels.reshape({batch})"
+    for axis in range(len(shape) - 1) if movable else ():
+        if labels.shape == batch_of(shape, (axis,)):
+            return f"; did you mean axis={axis}?"
+    return ""
+
+
+def as_entries(value: object, shape: Shape) -> Array:
+    """Labels entry by entry, in the logits' shape."""
+    return of_shape("labels", as_real_or_bool("labels", value), shape, "the shape of logits")
+
+
+def as_class_weights(value: object, shape: Shape, shards: int = 1) -> Array | None:
+    """One real weight for each class that is here, as one axis."""
+    if value is None:
+        return None
+    classes = math.prod(shape)
+    here = "" if shards == 1 else f" of this device's shard, of {shards * classes} in all"
+    what = f"one weight for each of the {classes} classes{here}"
+    weights = of_shape("class_weights", as_real("class_weights", value), shape, what)
+    return weights if len(shape) == 1 else weights.reshape(classes)
+
+
+def as_example_weights(value: object, batch: Shape) -> Array | None:
+    """One weight, or one True or False, for each example, broadcast to the batch."""
+    if value is None:
+        return None
+    name = "example_weights"
+    return broadcast(name, as_real_or_bool(name, value), batch, "the batch")
+
+
+def as_denominator(value: object, reduction: str) -> Array | None:
+    """A scalar to divide the sum by; it may be traced."""
+    if value is None:
+        return None
+    if reduction != "mean":
+        raise ValueError(
+            f'denominator replaces the divisor of reduction="mean", got reduction={reduction!r}'
+        )
+    denominator = as_array("denominator", as_quantity(value))
+    if denominator.shape != ():
+        raise ValueError(f"denominator must be a scalar, got shape {show(denominator.shape)}")
+    if jnp.issubdtype(denominator.dtype, jnp.complexfloating) or denominator.dtype == jnp.bool_:
+        raise TypeError(f"denominator must be a real number, got dtype {denominator.dtype}")
+    return denominator
 
 
 # --- options that may be arrays -------------------------------------------------------------------

@@ -116,11 +116,15 @@ class LinearOptions(LossOptions):
     kernel_layout: KernelLayout = "DV"
     chunk_size: int | None = None
     implementation: Implementation = "auto"
+    target_kernel_layout: KernelLayout | None = None  # of a divergence, whose target has a kernel
+    beta: float = 0.0  # of a divergence
 
     def __post_init__(self) -> None:
         """Check these, too."""
         super().__post_init__()
         _one_of("kernel_layout", self.kernel_layout, KernelLayout)
+        if self.target_kernel_layout is not None:
+            _one_of("target_kernel_layout", self.target_kernel_layout, KernelLayout)
         _one_of("implementation", self.implementation, Implementation)
         tokens = _index("chunk_size", self.chunk_size)
         if tokens is not None and tokens < 1:

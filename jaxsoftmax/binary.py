@@ -9,9 +9,11 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Num, Real
 
-from jaxsoftmax import _arguments, _arrays, _examples
+from jaxsoftmax import _arrays
 from jaxsoftmax._arguments import Arrays
-from jaxsoftmax._examples import Loss
+from jaxsoftmax._batch import examples as _examples
+from jaxsoftmax._batch import reduction as _reduction
+from jaxsoftmax._batch.reduction import Loss
 from jaxsoftmax._options import LossOptions, Reduction
 from jaxsoftmax._row import losses as _losses
 from jaxsoftmax._row.options import row_options
@@ -87,13 +89,13 @@ def binary_cross_entropy(
             f"label_smoothing={options.label_smoothing}"
         )
     x = _arrays.as_real("logits", logits)
-    y = _arguments.as_entries(labels, x.shape)
+    y = _arrays.as_entries(labels, x.shape)
     positive = _arrays.as_broadcastable("pos_weight", pos_weight, x.shape)
     weights = _arrays.as_broadcastable("example_weights", example_weights, x.shape)
     arrays = Arrays(
         y,
         example_weights=weights,
-        denominator=_arguments.as_denominator(denominator, options.reduction),
+        denominator=_arrays.as_denominator(denominator, options.reduction),
         numbers=numbers,
     )
     return _binary(x, positive, arrays, options=options)
@@ -110,4 +112,4 @@ def _binary(
     label = examples.labels.weights
     of_rows = row_options(options, arrays.numbers, label.dtype)
     rows = _losses.of_binary_logits(examples.inputs, label, pos_weight, of_rows)
-    return _examples.reduced(rows, examples, arrays, options)
+    return _reduction.reduced(rows, examples, arrays, options)

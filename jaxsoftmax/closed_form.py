@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Num
 
-from jaxsoftmax import _arguments, _arrays
+from jaxsoftmax import _arrays
 from jaxsoftmax._xla import masks as _masks
 
 _Array = Array | np.ndarray
@@ -66,7 +66,7 @@ def cross_entropy_gradient(
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be one of 'none', 'sum', 'mean', got {reduction!r}")
     x = _checked(logits)
-    y = _arguments.as_labels(labels, "logits", x.shape, (x.ndim - 1,))
+    y = _arrays.as_labels(labels, "logits", x.shape, (x.ndim - 1,))
     if y.ndim < x.ndim:
         valid = (y >= 0) & (y < x.shape[-1])
         y = jnp.eye(x.shape[-1])[jnp.where(valid, y, 0)]  # one-hot

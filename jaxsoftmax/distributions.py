@@ -12,7 +12,7 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from jaxsoftmax import _arrays
-from jaxsoftmax._examples import classes_last
+from jaxsoftmax._batch.examples import classes_last
 from jaxsoftmax._options import axis_name_of
 from jaxsoftmax._row import logits as _logits
 from jaxsoftmax._row import row as _row

@@ -1,4 +1,4 @@
-"""Divergences between two rows of logits: distillation."""
+"""Divergences between two rows of logits, or of two linear layers without them: distillation."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Real
 
-from jaxsoftmax import _arguments, _arrays, _examples
+from jaxsoftmax import _arguments, _arrays, tuning
 from jaxsoftmax._arguments import Arrays
-from jaxsoftmax._options import LossOptions, Reduction, checked_beta
+from jaxsoftmax._batch import examples as _examples
+from jaxsoftmax._batch import reduction as _reduction
+from jaxsoftmax._fused.loss import divergence
+from jaxsoftmax._options import KernelLayout, LinearOptions, LossOptions, Reduction, checked_beta
 from jaxsoftmax._row import divergence as _divergence
 from jaxsoftmax._row import logits as _logits
-from jaxsoftmax._row.losses import RowLosses
 from jaxsoftmax._row.options import row_options
 from jaxsoftmax._xla.dtypes import accumulator, roomy
 from jaxsoftmax._xla.shardings import by_rows
@@ -93,6 +95,95 @@ def kl_divergence(
     return _compute(x, arrays, beta=checked_beta(beta), axes=axes, options=options)
 
 
+def linear_kl_divergence(
+    hidden: Float[_Array, "..."],
+    kernel: Float[_Array, "D V"] | Float[_Array, "V D"],
+    target_hidden: Float[_Array, "..."],
+    target_kernel: Float[_Array, "E V"] | Float[_Array, "V E"],
+    bias: Float[_Array, "V"] | None = None,
+    target_bias: Float[_Array, "V"] | None = None,
+    *,
+    beta: float = 0.0,
+    where: Bool[_Array, "..."] | None = None,
+    soft_cap: float | Array | None = None,
+    temperature: float | Array = 1.0,
+    example_weights: Real[_Array, "..."] | Bool[_Array, "..."] | None = None,
+    reduction: Reduction = "mean",
+    denominator: float | Array | None = None,
+    kernel_layout: KernelLayout = "DV",
+    target_kernel_layout: KernelLayout = "DV",
+    chunk_size: int | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Float[Array, "..."]:
+    r"""`kl_divergence` of the logits of two linear layers, which are never all in memory.
+
+        x = h W + b of the student,  y = h' W' + b' of the teacher,
+        KL(softmax(y)‖softmax(x))  for beta = 0, otherwise as in `kl_divergence`
+
+    equal to `kl_divergence(hidden @ kernel + bias, target_hidden @ target_kernel + target_bias)`
+    in value and in every gradient, to the accuracy of the dtype. Of both layers' logits only those
+    of a chunk of tokens exist at a time, forward and backward, also in forward mode and
+    Hessian-vector products.
+
+    Args:
+        hidden, kernel, bias: `[..., D]`, `[D, V]` and `[V]`, floating point: the student's, as in
+            `linear_cross_entropy`.
+        target_hidden, target_kernel, target_bias: `[..., E]`, `[E, V]` and `[V]`: the teacher's. E
+            may be another number than D. Gradients flow to them, too; where the teacher is fixed,
+            pass them through `jax.lax.stop_gradient`, and its backward pass is not computed.
+        beta, temperature, example_weights, reduction, denominator: as in `kl_divergence`.
+        where: boolean, broadcastable to `[..., V]`; excluded classes exist for neither.
+        soft_cap: caps both layers' logits at c tanh(x / c) before the temperature.
+        kernel_layout, target_kernel_layout: "DV" or "VD", as in `linear_cross_entropy`.
+        chunk_size: tokens at a time; None chooses it from the shapes.
+        axis_name: inside `jax.shard_map`, the mesh axis that splits the classes in equal shards:
+            both kernels and biases, and `where`, are this device's. Under `jit`, sharded arrays
+            need no name.
+
+    Returns:
+        The divergence, float32 (float64 where an input is): a scalar, or `[...]` for
+        reduction="none". It is never negative, exactly 0 for equal logits, and as accurate as
+        these are: the rounding of the two products is what remains.
+
+    Gradients: as in `linear_cross_entropy`: the sum and the mean take them in one pass with the
+        divergence, three products for each layer (the fixed teacher's is one).
+
+    Raises:
+        TypeError, ValueError: as `linear_cross_entropy` and `kl_divergence`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxsoftmax import linear_kl_divergence
+        >>> hidden, kernel = jnp.eye(2, 3), jnp.eye(3, 4)
+        >>> teacher, its_kernel = jnp.eye(2, 5), 2.0 * jnp.eye(5, 4)
+        >>> print(linear_kl_divergence(hidden, kernel, teacher, its_kernel))
+        0.114150025
+        >>> print(linear_kl_divergence(hidden, kernel, hidden, kernel))
+        0.0
+
+    Source: as `kl_divergence`; Hsu et al., Liger Kernel (2024), for distillation a chunk of tokens
+        at a time.
+    """
+    static, numbers = _arrays.split_numbers(soft_cap=soft_cap, temperature=temperature)
+    options = LinearOptions(
+        reduction=reduction,
+        axis_name=axis_name,
+        kernel_layout=kernel_layout,
+        target_kernel_layout=target_kernel_layout,
+        chunk_size=chunk_size,
+        beta=checked_beta(beta),
+        **static,
+    )
+    head, target, arrays = _arguments.checked_linear_pair(
+        (hidden, kernel, bias),
+        (target_hidden, target_kernel, target_bias),
+        (where, example_weights, denominator, numbers),
+        options,
+    )
+    chunk = tuning.chunk_for_pair(head.hidden, head.kernel)
+    return divergence(head, target, arrays, options=options, chunk=chunk)
+
+
 @partial(jax.jit, static_argnames=("beta", "axes", "options"))
 @partial(by_rows, class_axes=lambda axes, **_: axes)
 def _compute(
@@ -107,9 +198,7 @@ def _compute(
     x, y = (_logits.exclude(roomy(z), arrays.where) for z in (logits, arrays.labels))
     dtype = accumulator(x.dtype, y.dtype)
     x, y, examples = _examples.of_pair(x.astype(dtype), y.astype(dtype), arrays, axes, options)
-    of_rows = row_options(options, arrays.numbers, dtype)
-    temperature = _logits.temperature_of(x, of_rows)
-    losses = _divergence.of_rows(x, y, beta, temperature, options.axis_name)
-    result = _examples.reduced(RowLosses(losses), examples, arrays, options)
+    rows = _divergence.of_logits(x, y, beta, row_options(options, arrays.numbers, dtype))
+    result = _reduction.reduced(rows, examples, arrays, options)
     assert isinstance(result, Array)
     return result

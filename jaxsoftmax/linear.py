@@ -9,7 +9,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Num, Real
 
 from jaxsoftmax import _arguments, _arrays, tuning
-from jaxsoftmax._examples import LossStatistics
+from jaxsoftmax._batch.reduction import LossStatistics
 from jaxsoftmax._fused.loss import loss
 from jaxsoftmax._options import (
     Implementation,

@@ -1,4 +1,4 @@
-"""The losses of logits. What each computes is in its docstring, how in `_examples` and `_row`."""
+"""The losses of logits. What each computes is in its docstring, how in `_batch` and `_row`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Num, Real
 
-from jaxsoftmax import _arguments, _arrays, _examples, _labels
+from jaxsoftmax import _arguments, _arrays
 from jaxsoftmax._arguments import Arrays
-from jaxsoftmax._examples import Loss, LossStatistics
+from jaxsoftmax._batch import examples as _examples
+from jaxsoftmax._batch import reduction as _reduction
+from jaxsoftmax._batch.labels import check_log_probs
+from jaxsoftmax._batch.reduction import Loss, LossStatistics
 from jaxsoftmax._options import CrossEntropyKeywords, LossKeywords, LossOptions, Reduction
 from jaxsoftmax._row import logits as _logits
 from jaxsoftmax._row import losses as _losses
@@ -248,7 +251,7 @@ def _compute(
     logits = _logits.exclude(roomy(logits), arrays.where)
     examples = _examples.of_logits(logits, arrays, axes, options)
     if rows_of is _losses.of_log_probs:
-        _labels.check_log_probs(examples.inputs)
+        check_log_probs(examples.inputs)
     of_rows = row_options(options, arrays.numbers, accumulator(logits.dtype))
     rows = rows_of(examples.inputs, examples.labels, arrays.class_weights, of_rows)
-    return _examples.reduced(rows, examples, arrays, options)
+    return _reduction.reduced(rows, examples, arrays, options)

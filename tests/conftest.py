@@ -18,7 +18,7 @@ from jaxtyping import install_import_hook
 
 # Public functions raise errors of their own for wrong shapes; the modules behind them promise
 # theirs in annotations.
-CHECKED = ["_examples", "_fused", "_row", "_xla"]
+CHECKED = ["_batch", "_fused", "_row", "_xla"]
 install_import_hook([f"jaxsoftmax.{name}" for name in CHECKED], "beartype.beartype")
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")

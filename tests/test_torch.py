@@ -297,6 +297,31 @@ def samples(entry: Any, dtype: torch.dtype) -> list[Case]:
     return [Case(((s.input, *s.args), dict(s.kwargs))) for s in inputs]
 
 
+@pytest.mark.parametrize("dtype", BOTH, ids=str)
+def test_kl_div(dtype, tallies):
+    """The arrays of PyTorch's samples as logits, both sides of `F.kl_div` through log_softmax."""
+    (entry,) = (e for e in op_db if e.name == "nn.functional.kl_div")
+    torch.manual_seed(0)
+    inputs = entry.sample_inputs("cpu", dtype, requires_grad=True)
+    cases = [
+        Case(((s.input, s.args[0].detach().requires_grad_()), {"reduction": reduction}))
+        for s in inputs
+        if s.input.ndim  # a scalar has no classes
+        for reduction in ("none", "mean", "sum")
+    ]
+
+    def theirs(x, target, reduction):
+        pair = F.log_softmax(x, -1), F.log_softmax(target, -1)
+        each = F.kl_div(*pair, reduction="none", log_target=True).sum(-1)
+        return {"none": each, "mean": each.mean(), "sum": each.sum()}[reduction]
+
+    with jax.enable_x64(dtype == torch.float64):
+        wrong = compare(theirs, js.kl_divergence, cases)
+    tallies[f"nn.functional.kl_div, {dtype}"] = Tally(len(cases), 0, len(wrong))
+    assert not wrong, "\n\n".join(wrong)
+    assert len(cases) >= 30
+
+
 def named_difference(ours: Callable, case: Case) -> str | None:
     """The name under which a sample is a case of its own, told from what goes in."""
     if ours not in DISTRIBUTIONS:

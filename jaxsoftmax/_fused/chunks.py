@@ -14,7 +14,7 @@ from jaxsoftmax._fused.given import Differentiable, Given, Layer, Rows, Wanted
 from jaxsoftmax._fused.plan import Plan
 from jaxsoftmax._row.targets import ClassLabels, Labels, SparseLabels
 from jaxsoftmax._xla import mesh
-from jaxsoftmax._xla.dtypes import Size, accumulator
+from jaxsoftmax._xla.dtypes import Size
 from jaxsoftmax._xla.mesh import ELSEWHERE
 from jaxsoftmax._xla.shardings import zeros_as
 
@@ -79,12 +79,12 @@ def put(x: Array, chunk: Array, i: Array) -> Array:
 
 def zeros_of(given: Given, wanted: Wanted, chunks: Chunks) -> Differentiable:
     """Where the gradients are summed: those of rows as chunks in their own dtype."""
-    wide = accumulator(given.rows.hidden.dtype, given.layer.kernel.dtype)
+    wide = given.rows.weights.dtype
     asked = Differentiable.of(given).only(wanted)
 
     def sums(asked: Differentiable) -> Differentiable:
-        widened = jax.tree.map(lambda x: x.astype(wide), asked[2:])
-        return Differentiable(*chunks.split(asked[:2]), *widened)
+        widened = jax.tree.map(lambda x: x.astype(wide), asked.of_layer())
+        return Differentiable(*chunks.split(asked.of_rows()), *widened)
 
     return jax.tree.map(zeros_as, jax.eval_shape(sums, asked))
 
@@ -109,7 +109,7 @@ def labels_of_shard(part: Rows, layer: Layer, plan: Plan) -> Rows:
     return part._replace(labels=with_indices(part.labels, local))
 
 
-def with_indices(labels: Labels, f: Callable[[Array], Array]) -> Labels:
+def with_indices(labels: Labels | None, f: Callable[[Array], Array]) -> Labels | None:
     """The labels with f of the class indices that they hold."""
     if isinstance(labels, ClassLabels):
         return ClassLabels(f(labels.classes))

@@ -19,7 +19,7 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero, zero_from_primal
 from jaxtyping import Float
 
-from jaxsoftmax import _examples
+from jaxsoftmax._batch.reduction import counted
 from jaxsoftmax._fused import passes
 from jaxsoftmax._fused.given import Differentiable, Given, Wanted
 from jaxsoftmax._fused.plan import Plan
@@ -36,7 +36,7 @@ def total(plan: Plan, given: Given) -> tuple[Float[Array, ""], RowLosses | None]
     which nothing is left in reverse mode.
     """
     found, weights = rows(plan, given), given.rows.weights
-    value = jnp.sum(weights * _examples.counted(found.loss, weights))
+    value = jnp.sum(weights * counted(found.loss, weights))
     return value, found if plan.options.return_statistics else None
 
 
@@ -46,7 +46,7 @@ def _total_jvp(
     (given,), given_dot = primals, _nonzero(tangents[0])
     dots, weights_dot = Differentiable.of(given_dot), given_dot.rows.weights
     found, gradients = passes.rows_and_gradients(given, dots.names(), plan)
-    losses = _examples.counted(found.loss, given.rows.weights)
+    losses = counted(found.loss, given.rows.weights)
     value = jnp.sum(given.rows.weights * losses)
     whole = Differentiable.whole(given)
     tangent = _inner_products(gradients, dots, whole, value, plan)

@@ -67,7 +67,10 @@ def division_of(
         return None
     hidden = layout.of(given.rows.hidden.shape)
     lies = tokens if hidden is None else hidden[:-1]
-    sizes = (kernel.shape[at], kernel.shape[1 - at])
+    of_heads = [head.hidden.shape[-1] for head in given.heads()]
+    if any(size % layout.size(features) for size in of_heads):
+        return None
+    sizes = (sum(of_heads), kernel.shape[1 - at])
     by_class = isinstance(given.rows.labels, SoftLabels) or given.rows.where is not None
     found = choose(
         layout,

@@ -1,4 +1,4 @@
-"""The entrance of the fused path: checked arrays and options to the loss."""
+"""The entrance of the fused path: checked arrays and options to the loss, or the divergence."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsoftmax import _examples
-from jaxsoftmax._arguments import Arrays
-from jaxsoftmax._examples import Loss
+from jaxsoftmax._arguments import Arrays, Head
+from jaxsoftmax._batch import examples as _examples
+from jaxsoftmax._batch import reduction as _reduction
+from jaxsoftmax._batch.examples import Examples
+from jaxsoftmax._batch.reduction import Loss
 from jaxsoftmax._fused import derivative
 from jaxsoftmax._fused.given import Given, Layer, Rows
 from jaxsoftmax._fused.part import rows_at_once
@@ -39,23 +41,53 @@ def loss(
     plan = Plan(options, chunk)
     classes = kernel.shape[plan.class_axis]
     examples = _examples.of_hidden(hidden, arrays, classes, dtype, options)
-    where = arrays.where
-    by_row, by_class = (None, where) if where is None or where.ndim == 1 else (where, None)
+    by_row, by_class = _masks(arrays.where)
     weights = ones if examples.weights is None else examples.weights
     given = Given(
         Rows(examples.inputs, examples.labels, examples.ignored, by_row, weights),
         Layer(kernel, bias, arrays.class_weights, by_class, arrays.numbers),
     )
+    return _reduced(plan, given, examples, arrays)
+
+
+@partial(jax.jit, static_argnames=("options", "chunk"))
+@on_their_mesh
+def divergence(
+    head: Head, target: Head, arrays: Arrays, *, options: LinearOptions, chunk: Chunk
+) -> Array:
+    """`kl_divergence` of the logits of two heads."""
+    dtype = accumulator(*(x.dtype for x in (*head[:2], *target[:2])))
+    ones = ones_of_rows(head.hidden, dtype)
+    together = vary_alike((head.hidden, target.hidden), (arrays.example_weights,))
+    hidden, target_hidden, examples = _examples.of_hidden_pair(*together, arrays, dtype, options)
+    by_row, by_class = _masks(arrays.where)
+    weights = ones if examples.weights is None else examples.weights
+    given = Given(
+        Rows(hidden, None, examples.ignored, by_row, weights, target_hidden),
+        Layer(head.kernel, head.bias, None, by_class, arrays.numbers, target.kernel, target.bias),
+    )
+    found = _reduced(Plan(options, chunk), given, examples, arrays)
+    assert isinstance(found, Array)
+    return found
+
+
+def _masks(where: Array | None) -> tuple[Array | None, Array | None]:
+    """Of the classes row by row, or of all rows alike."""
+    return (None, where) if where is None or where.ndim == 1 else (where, None)
+
+
+def _reduced(plan: Plan, given: Given, examples: Examples, arrays: Arrays) -> Loss:
+    options, weights = plan.options, given.rows.weights
     if options.implementation == "reference":
-        return _examples.reduced(rows_at_once(given, plan), examples, arrays, options)
+        return _reduction.reduced(rows_at_once(given, plan), examples, arrays, options)
     if options.reduction == "none":
-        return _examples.reduced(derivative.rows(plan, given), examples, arrays, options)
-    divisor = _examples.divisor_of(examples, arrays, weights.shape, dtype, options)
-    if plan.divides_first(hidden.dtype, kernel.dtype):
-        share = _examples.divided(jnp.ones_like(divisor), divisor, arrays, options)
+        return _reduction.reduced(derivative.rows(plan, given), examples, arrays, options)
+    divisor = _reduction.divisor_of(examples, arrays, weights.shape, weights.dtype, options)
+    if plan.divides_first(given.rows.hidden.dtype, given.layer.kernel.dtype):
+        share = _reduction.divided(jnp.ones_like(divisor), divisor, arrays, options)
         given = given._replace(rows=given.rows._replace(weights=weights * share))
         total, rows = derivative.total(plan, given)
     else:
         total, rows = derivative.total(plan, given)
-        total = _examples.divided(total, divisor, arrays, options)
-    return total if rows is None else (total, _examples.statistics_of(rows, examples, divisor))
+        total = _reduction.divided(total, divisor, arrays, options)
+    return total if rows is None else (total, _reduction.statistics_of(rows, examples, divisor))

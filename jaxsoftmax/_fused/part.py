@@ -10,9 +10,10 @@ import jax
 from jax import Array
 from jaxtyping import Float
 
-from jaxsoftmax._fused.given import Differentiable, Given, Wanted
+from jaxsoftmax._fused.given import TARGET, Differentiable, Given, Wanted
 from jaxsoftmax._fused.plan import Plan
 from jaxsoftmax._options import Numbers
+from jaxsoftmax._row import divergence as _divergence
 from jaxsoftmax._row import logits as _logits
 from jaxsoftmax._row import losses as _losses
 from jaxsoftmax._row.losses import RowIndices, RowLosses
@@ -27,7 +28,7 @@ from jaxsoftmax._xla.products import product
 class Inputs(NamedTuple):
     """What the losses of a part are differentiated by; None for what they are not."""
 
-    logits: Float[Array, "*n V"]
+    logits: list[Float[Array, "*n V"]]  # and, where they are wanted, the target's
     class_weights: Float[Array, "V"] | None
     soft_labels: Float[Array, "*n V"] | None
     numbers: Numbers
@@ -61,11 +62,15 @@ def rows_of_part(
 
 def losses_of(inputs: Inputs, part: Given, plan: Plan) -> RowLosses:
     """The loss of each row of a part, as of logits that the user gave."""
-    (_, labels, ignored, where, _), layer = part
-    logits, class_weights, soft, moved = inputs
-    if layer.where is not None:
-        logits = _logits.exclude(logits, spread_over(layer.where, logits))
-    logits = _logits.exclude(logits, where)
+    (_, labels, ignored, *_), layer = part
+    (logits, *target), class_weights, soft, moved = inputs
+    pairs = zip(moved, layer.numbers, strict=True)
+    numbers = Numbers(*(number if x is None else x for x, number in pairs))
+    options = row_options(plan.options, numbers, logits.dtype)
+    logits = _existing(logits, part)
+    if labels is None:
+        (of_target,) = target or logits_of(part, plan)[1:]
+        return _divergence.of_logits(logits, _existing(of_target, part), plan.options.beta, options)
     if isinstance(labels, SoftLabels):
         soft = (labels.weights if soft is None else soft).astype(logits.dtype)
         if ignored is not None:
@@ -75,24 +80,32 @@ def losses_of(inputs: Inputs, part: Given, plan: Plan) -> RowLosses:
         labels = labels._replace(weights=soft)
     if class_weights is None:
         class_weights = layer.class_weights
-    pairs = zip(moved, layer.numbers, strict=True)
-    numbers = Numbers(*(number if x is None else x for x, number in pairs))
-    options = row_options(plan.options, numbers, logits.dtype)
     return _losses.of_logits(logits, labels, class_weights, options)
 
 
-def logits_of(part: Given, plan: Plan) -> Float[Array, "*n V"]:
-    """hidden · kernel + bias in the accumulator's dtype."""
-    hidden = part.rows.hidden
-    logits = product(hidden, part.layer.kernel, (hidden.ndim - 1, plan.feature_axis))
-    bias = part.layer.bias
-    return logits if bias is None else logits + spread_over(bias.astype(logits.dtype), logits)
+def _existing(logits: Array, part: Given) -> Float[Array, "*n V"]:
+    """Those of excluded classes at −inf."""
+    if part.layer.where is not None:
+        logits = _logits.exclude(logits, spread_over(part.layer.where, logits))
+    return _logits.exclude(logits, part.rows.where)
 
 
-def inputs_of(logits: Array, of: Differentiable, wanted: Wanted) -> Inputs:
+def logits_of(part: Given, plan: Plan) -> list[Float[Array, "*n V"]]:
+    """hidden · kernel + bias of each head, in the accumulator's dtype."""
+    found = []
+    for (hidden, kernel, bias), layout in zip(part.heads(), plan.layouts, strict=True):
+        logits = product(hidden, kernel, (hidden.ndim - 1, layout.index("D")))
+        logits = logits.astype(part.rows.weights.dtype)
+        if bias is not None:
+            logits += spread_over(bias.astype(logits.dtype), logits)
+        found.append(logits)
+    return found
+
+
+def inputs_of(logits: list[Array], of: Differentiable, wanted: Wanted) -> Inputs:
     """The logits, and what else is wanted."""
     return Inputs(
-        logits,
+        logits if wanted & TARGET else logits[:1],
         of.class_weights if "class_weights" in wanted else None,
         of.soft_labels if "soft_labels" in wanted else None,
         of.only(wanted).numbers,

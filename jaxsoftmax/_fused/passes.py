@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 
 from jaxsoftmax._fused import chunked, per_device, streamed
 from jaxsoftmax._fused.division import division_of
-from jaxsoftmax._fused.given import Differentiable, Given, Wanted
+from jaxsoftmax._fused.given import KERNELS, Differentiable, Given, Wanted, with_each
 from jaxsoftmax._fused.per_device import Work
 from jaxsoftmax._fused.plan import Plan
 from jaxsoftmax._row.losses import RowLosses
@@ -72,11 +72,13 @@ def _like_rows_and_gradients(
     given: Given, plan: Plan, wanted: Wanted
 ) -> tuple[RowLosses, Differentiable]:
     rows, wide = _like_rows(given, plan, wanted), given.rows.weights.dtype
-    hidden, soft_labels, kernel, *of_layer = Differentiable.of(given).only(wanted)
-    if kernel is not None:
-        kernel = kernel.astype(plan.sum_dtype(kernel.dtype, wide))
-    sums = jax.tree.map(lambda x: x.astype(wide), of_layer)
-    return rows, Differentiable(hidden, soft_labels, kernel, *sums)
+    found = Differentiable.of(given).only(wanted)
+    sums = jax.tree.map(lambda x: x.astype(wide), found.of_layer())
+
+    def of_kernel(x: Array, k: int) -> Array:
+        return x.astype(plan.sum_dtype(given.heads()[k].kernel.dtype, wide))
+
+    return rows, with_each(Differentiable(*found.of_rows(), *sums), KERNELS, of_kernel)
 
 
 def _like_tangents(both: tuple[Given, Differentiable], plan: Plan, wanted: Wanted) -> RowLosses:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -21,7 +20,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxsoftmax._fused import chunked, streamed
 from jaxsoftmax._fused.division import Division
-from jaxsoftmax._fused.given import Differentiable, Given, Layer, Rows, Wanted
+from jaxsoftmax._fused.given import (
+    HIDDEN,
+    KERNELS,
+    VECTORS,
+    Differentiable,
+    Given,
+    Layer,
+    Rows,
+    Wanted,
+    with_each,
+)
 from jaxsoftmax._fused.plan import Gathered, Plan
 from jaxsoftmax._options import Numbers
 from jaxsoftmax._row.losses import RowLosses
@@ -50,12 +59,18 @@ class Work:
         gathered = Gathered(axes, self.layout.size(axes), division.shards)
         return dataclasses.replace(self.plan, options=options, gathered=gathered)
 
+    def axes(self, k: int) -> tuple[int, int]:
+        """Of the kernel of a head: which is of features, and which of classes."""
+        layout = self.plan.layouts[k]
+        return layout.index("D"), layout.index("V")
+
     def of_rows(self, *rest: Axes | None) -> Tree:
         """How an array with a row for each token is split."""
         return P(*self.division.tokens, *rest)
 
-    def of_kernel(self, features: Axes, classes: Axes) -> Tree:
-        return P(classes, features) if self.plan.feature_axis else P(features, classes)
+    def of_kernel(self, features: Axes, classes: Axes, k: int = 0) -> Tree:
+        """How the kernel of a head is split."""
+        return P(classes, features) if self.axes(k)[0] else P(features, classes)
 
     def of_given(self, given: Given) -> Given:
         """How what is given is split."""
@@ -63,7 +78,7 @@ class Work:
         by_class = self.of_rows(self.division.shards)
         row: Tree = self.of_rows()
         one: Tree = P(self.division.shards)
-        of_labels: Labels = ClassLabels(row)
+        of_labels: Labels | None = ClassLabels(row)
         if isinstance(labels, SoftLabels):
             of_labels = SoftLabels(by_class)
         elif isinstance(labels, SparseLabels):
@@ -74,11 +89,14 @@ class Work:
             row,
             by_class,
             row,
+            self.of_rows(None),
         )
-        kernel = self.of_kernel(self.division.features, self.division.classes)
+        kernel, target = (
+            self.of_kernel(self.division.features, self.division.classes, k) for k in (0, -1)
+        )
         whole: Tree = P()
         numbers = Numbers(whole, whole, whole, whole)
-        return _present(Given(split, Layer(kernel, one, one, one, numbers)), given)
+        return _present(Given(split, Layer(kernel, one, one, one, numbers, target, one)), given)
 
     def run(self, f: Callable[..., Tree], *trees: Tree, specs: Tree, out_specs: Tree) -> Tree:
         """f on each device."""
@@ -87,9 +105,9 @@ class Work:
 
     # --- the kernel, once before the loop, and its gradient, once after it
 
-    def arrive(self, kernel: Array) -> Array:
+    def arrive(self, kernel: Array, k: int) -> Array:
         """This device's classes, with all of their features."""
-        at_features, at_classes = self.plan.feature_axis, self.plan.class_axis
+        at_features, at_classes = self.axes(k)
         division = self.division
         if division.moves:
             kernel = mesh.own_part(kernel, division.added, at_classes)
@@ -100,9 +118,9 @@ class Work:
             kernel = lax.all_gather(kernel, axis, axis=at_classes, tiled=True)
         return kernel
 
-    def depart(self, gradient: Array, dtype: np.dtype) -> Array:
+    def depart(self, gradient: Array, dtype: np.dtype, k: int) -> Array:
         """The kernel's gradient, summed over the tokens, split as the kernel is."""
-        at_features, at_classes = self.plan.feature_axis, self.plan.class_axis
+        at_features, at_classes = self.axes(k)
         division = self.division
         if dtype != jnp.float16:  # whose range a sum may leave before it is divided
             gradient = gradient.astype(dtype)
@@ -118,20 +136,22 @@ class Work:
 
     def home(self, found: Differentiable) -> Differentiable:
         """Gradients that lie as their arguments do."""
-        kernel = self.of_kernel(self.division.features, self.division.classes)
-        if found.kernel is not None and self.division.added:
-            found = found._replace(kernel=_constrained(found.kernel, self.layout, kernel))
-        if found.hidden is not None and self.division.lies != self.division.tokens:
-            hidden = _constrained(found.hidden, self.layout, P(*self.division.lies))
-            found = found._replace(hidden=hidden)
-        vectors = (found.bias, found.class_weights)
 
-        def placed(x: Array) -> Array:
-            spec = self.layout.of(x.shape) or ((),)
-            return _constrained(x, self.layout, P(*spec))
+        def kernel(x: Array, k: int) -> Array:
+            spec = self.of_kernel(self.division.features, self.division.classes, k)
+            return _constrained(x, self.layout, spec)
 
-        bias, class_weights = jax.tree.map(placed, vectors)
-        return found._replace(bias=bias, class_weights=class_weights)
+        def hidden(x: Array, _: int) -> Array:
+            return _constrained(x, self.layout, P(*self.division.lies))
+
+        def vector(x: Array, _: int) -> Array:
+            return _constrained(x, self.layout, P(*(self.layout.of(x.shape) or ((),))))
+
+        if self.division.added:
+            found = with_each(found, KERNELS, kernel)
+        if self.division.lies != self.division.tokens:
+            found = with_each(found, HIDDEN, hidden)
+        return with_each(found, VECTORS, vector)
 
 
 def _exchange(x: Array, axes: Axes, split: int, joined: int) -> Array:
@@ -155,8 +175,7 @@ def _present(specs: Tree, tree: Tree) -> Tree:
 
 
 def _arrived(work: Work, given: Given) -> Given:
-    kernel = work.arrive(given.layer.kernel)
-    return given._replace(layer=given.layer._replace(kernel=kernel))
+    return given._replace(layer=with_each(given.layer, KERNELS, work.arrive))
 
 
 def rows(work: Work, given: Given) -> RowLosses:
@@ -169,36 +188,39 @@ def rows(work: Work, given: Given) -> RowLosses:
 def rows_and_gradients(
     work: Work, given: Given, wanted: Wanted
 ) -> tuple[RowLosses, Differentiable]:
-    dtype, wide = given.layer.kernel.dtype, given.rows.weights.dtype
+    dtypes, wide = [head.kernel.dtype for head in given.heads()], given.rows.weights.dtype
+
+    def depart(gradient: Array, k: int) -> Array:
+        return work.depart(gradient, dtypes[k], k)
 
     def here(given: Given) -> tuple[RowLosses, Differentiable]:
         losses, found = streamed.rows_and_gradients(_arrived(work, given), wanted, work.here)
-        if found.kernel is not None:
-            found = found._replace(kernel=work.depart(found.kernel, dtype))
+        found = with_each(found, KERNELS, depart)
         if not work.division.moves and work.division.token_axes:
-            total = partial(mesh.total, axis_name=work.division.token_axes)
-            bias, class_weights = jax.tree.map(total, (found.bias, found.class_weights))
-            found = found._replace(bias=bias, class_weights=class_weights)
+            axes = work.division.token_axes
+            found = with_each(found, VECTORS, lambda x, _: mesh.total(x, axes))
         return losses, found
 
     specs = work.of_given(given)
-    kernel = work.of_kernel(work.division.features, (*work.division.classes, *work.division.added))
-    out = Differentiable.of(specs).only(wanted)
-    if out.kernel is not None:
-        out = out._replace(kernel=kernel)
+    classes = (*work.division.classes, *work.division.added)
+    out = with_each(
+        Differentiable.of(specs).only(wanted),
+        KERNELS,
+        lambda _, k: work.of_kernel(work.division.features, classes, k),
+    )
     losses, found = work.run(here, given, specs=(specs,), out_specs=(work.of_rows(), out))
-    found = work.home(found)
-    if found.kernel is not None:
-        found = found._replace(kernel=found.kernel.astype(work.plan.sum_dtype(dtype, wide)))
-    return losses, found
+
+    def summed(gradient: Array, k: int) -> Array:
+        return gradient.astype(work.plan.sum_dtype(dtypes[k], wide))
+
+    return losses, with_each(work.home(found), KERNELS, summed)
 
 
 def tangents_of_rows(work: Work, both: tuple[Given, Differentiable]) -> RowLosses:
     given, tangents = both
 
     def here(given: Given, tangents: Differentiable) -> RowLosses:
-        if tangents.kernel is not None:
-            tangents = tangents._replace(kernel=work.arrive(tangents.kernel))
+        tangents = with_each(tangents, KERNELS, work.arrive)
         return chunked.tangents_of_rows(_arrived(work, given), tangents, work.here)
 
     specs = work.of_given(given)

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from jaxsoftmax._options import LinearOptions
+from jaxsoftmax._options import KernelLayout, LinearOptions
 from jaxsoftmax._xla.dtypes import Size
 from jaxsoftmax._xla.mesh import Blocks
 from jaxsoftmax.tuning import Chunk
@@ -35,6 +35,12 @@ class Plan:
     options: LinearOptions
     chunk: Chunk
     gathered: Gathered | None = None
+
+    @property
+    def layouts(self) -> list[KernelLayout]:
+        """Of the kernel, and of that of the target where there is one."""
+        target = self.options.target_kernel_layout
+        return [self.options.kernel_layout] + ([] if target is None else [target])
 
     @property
     def feature_axis(self) -> int:

@@ -25,7 +25,7 @@ from jaxsoftmax._options import Numbers
 from jaxsoftmax._row.losses import RowLosses
 from jaxsoftmax._row.targets import SoftLabels
 from jaxsoftmax._xla.blocks import Record, replayed
-from jaxsoftmax._xla.dtypes import accumulator, of_gradients
+from jaxsoftmax._xla.dtypes import of_gradients
 from jaxsoftmax._xla.mesh import Blocks, to_part
 from jaxsoftmax._xla.shardings import vary_alike
 
@@ -60,7 +60,7 @@ def _of_kernel(
     """The kernel's gradient."""
     kernel, class_axis = given.layer.kernel, plan.class_axis
     classes, batch = kernel.shape[class_axis], given.rows.hidden.ndim - 1
-    wide = accumulator(given.rows.hidden.dtype, kernel.dtype)
+    wide = given.rows.weights.dtype
     count = math.prod(given.rows.weights.shape)
     flat = jax.tree.map(lambda x: x.reshape(count, *x.shape[batch:]), (given.rows, record))
     rows, record = gather(flat, plan, "invarying")
@@ -109,7 +109,8 @@ def _delta(
     block = _block(given, first, size, plan)
 
     def rows_of(logits: Array, blocks: Blocks) -> object:
-        return rows_of_part(Inputs(logits, None, None, Numbers()), blocks, part=block, plan=plan)
+        return rows_of_part(Inputs([logits], None, None, Numbers()), blocks, part=block, plan=plan)
 
-    gradient = replayed(rows_of, logits_of(block, plan), record, first)
+    (logits,) = logits_of(block, plan)
+    gradient = replayed(rows_of, logits, record, first)
     return gradient.astype(of_gradients(block.rows.hidden.dtype, block.layer.kernel.dtype))

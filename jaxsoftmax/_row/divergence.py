@@ -19,19 +19,50 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Bool
 
+from jaxsoftmax._row import logits as _logits
 from jaxsoftmax._row import row as _row
-from jaxsoftmax._row.row import Temperature
+from jaxsoftmax._row.losses import RowLosses
+from jaxsoftmax._row.options import RowOptions
+from jaxsoftmax._row.row import Temperature, over
 from jaxsoftmax._row.state import entry, largest_class
 from jaxsoftmax._xla import mesh
-from jaxsoftmax._xla.dtypes import PerClass, PerRow, finite, largest, two_difference, widen
+from jaxsoftmax._xla.dtypes import (
+    PerClass,
+    PerRow,
+    finite,
+    largest,
+    two_difference,
+    widen,
+)
 from jaxsoftmax._xla.masks import keep, spread
 from jaxsoftmax._xla.mesh import AxisName, over_classes
+
+Primals = tuple[PerClass, PerClass, Temperature | None]
+Tangents = tuple[PerClass | SymbolicZero, PerClass | SymbolicZero, Temperature | None]
 
 _LARGEST_EXPONENT = 80.0  # e^80 is a float32
 _FEWEST_TERMS, _MOST_TERMS = 3, 11  # x^11/11! is 1e-12 of x²/2 at 1/2
 _SERIES_BELOW = 0.5
+
+
+class _Side(NamedTuple):
+    """What is known of one of two rows."""
+
+    top: PerRow  # its largest logit
+    loss: PerRow  # −log of that class's probability
+    of_pivot: PerRow  # x_a
+    loss_of_pivot: PerRow
+
+
+class _Rows(NamedTuple):
+    """Of both."""
+
+    x: _Side
+    y: _Side
+    offset: PerRow  # log Σ_j p_j e^δ_j
 
 
 class _Pair(NamedTuple):
@@ -44,6 +75,14 @@ class _Pair(NamedTuple):
     only_q: Bool[Array, "... C"]
 
 
+def of_logits(logits: PerClass, target: PerClass, beta: float, options: RowOptions) -> RowLosses:
+    """Every option but the weights of the examples and the reduction."""
+    x, y = (_logits.capped(z, options) for z in (logits, target))
+    temperature = _logits.temperature_of(x, options)
+    return RowLosses(of_rows(x, y, beta, temperature, options.axis_name))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2, 4))
 def of_rows(
     logits: PerClass,
     target: PerClass,
@@ -52,7 +91,8 @@ def of_rows(
     mesh_axis: AxisName,
 ) -> PerRow:
     """KL(p‖q) for beta 0, KL(q‖p) for 1, between them β KL(p‖m) + (1−β) KL(q‖m)."""
-    p, q, d, only_p, only_q = _pair(_bounded(logits), _bounded(target), temperature, mesh_axis)
+    rows = _rows(logits, target, temperature, mesh_axis)
+    p, q, d, only_p, only_q = _pair(logits, target, rows, temperature)
     if beta in (0.0, 1.0):
         if beta == 1.0:
             p, q, d, only_p, only_q = q, p, -d, only_q, only_p
@@ -61,6 +101,71 @@ def of_rows(
     to_p = _log_mixed(d, 1.0 - beta, only_p)  # log m − log p
     to_q = _log_mixed(-d, beta, only_q)
     return _counted(beta * _term(p, m, to_p) + (1.0 - beta) * _term(q, m, to_q), p, mesh_axis)
+
+
+def _of_rows_jvp(
+    beta: float, mesh_axis: AxisName, primals: Primals, tangents: Tangents
+) -> tuple[PerRow, PerRow]:
+    """Σ_c g_c ẋ_c + Σ_c g'_c ẏ_c, with the gradients g of the logits and g' of the target.
+
+        β = 0:  g = q − p,                               g' = −p (d − Σ p d)
+        β = 1:  g = q (d − Σ q d),                       g' = p − q
+        else:   g = −(1−β) q (log m/q − Σ q log m/q),    g' = −β p (log m/p − Σ p log m/p)
+
+    all over t, and −Σ_c (g_c x_c + g'_c y_c) ṫ/t²: the gradients sum to 0, so that x and y may be
+    counted from any class. Of p, q and d, which follow from x, y and a few numbers of the row, no
+    array has to be in memory.
+    """
+    logits, target, temperature = primals
+    rows = _rows(logits, target, temperature, mesh_axis)
+    gradients = _gradients(_pair(logits, target, rows, temperature), beta, mesh_axis)
+    *dots, temperature_dot = tangents
+    terms = []
+    for z, g, dot in zip((logits, target), gradients, dots, strict=True):
+        if not isinstance(dot, SymbolicZero):
+            terms.append(over(g * keep(widen(dot), z != jnp.inf), temperature))
+    if (
+        temperature is not None
+        and temperature_dot is not None
+        and not isinstance(temperature_dot.value, SymbolicZero)
+    ):
+        step = -temperature_dot.value / temperature.value
+        pair = zip((logits, target), gradients, (rows.x, rows.y), strict=True)
+        for z, g, side in pair:
+            z = _bounded(z)
+            u = over(finite(keep(z, z != -jnp.inf) - spread(side.of_pivot, z)), temperature)
+            terms.append(g * u * step)
+    value = of_rows(logits, target, beta, temperature, mesh_axis)
+    tangent = over_classes(sum(terms[1:], terms[0]), mesh_axis) if terms else jnp.zeros_like(value)
+    return value, tangent
+
+
+of_rows.defjvp(_of_rows_jvp, symbolic_zeros=True)
+
+
+def _gradients(pair: _Pair, beta: float, mesh_axis: AxisName) -> tuple[PerClass, PerClass]:
+    """Those of the logits and of the target, over t; 0 for what does not exist."""
+    p, q, d, only_p, only_q = pair
+
+    def about_mean(p: PerClass, d: PerClass) -> PerClass:
+        mean = finite(over_classes(p * d, mesh_axis))
+        return p * finite(d - spread(mean, d))
+
+    def difference() -> PerClass:
+        """q − p."""
+        near = (jnp.abs(d) < 1.0) & (p != 0.0)
+        return lax.select(near, p * jnp.expm1(keep(d, near)), q - p)
+
+    weighs = over_classes(q if beta == 1.0 else p, mesh_axis) != 0.0
+    if beta == 0.0:
+        of_x, of_y = keep(difference(), ~only_p), -about_mean(p, d)
+    elif beta == 1.0:
+        of_x, of_y = about_mean(q, d), -keep(difference(), ~only_q)
+    else:
+        of_x = -(1.0 - beta) * about_mean(q, _log_mixed(-d, beta, only_q))
+        of_y = -beta * about_mean(p, _log_mixed(d, 1.0 - beta, only_p))
+    weighs = spread(weighs, p)
+    return keep(of_x, weighs), keep(of_y, weighs)
 
 
 def _term(p: PerClass, q: PerClass, d: PerClass) -> PerClass:
@@ -81,47 +186,79 @@ def _counted(terms: PerClass, p: PerClass, mesh_axis: AxisName) -> PerRow:
     return keep(total, over_classes(p, mesh_axis) != 0.0)
 
 
-def _bounded(logits: Array) -> PerClass:
+def _bounded(logits: PerClass) -> PerClass:
     """+inf as the largest number, whose probability is the same."""
     x = widen(logits)
     return keep(x, x != jnp.inf, float(largest(x)))
 
 
-def _pair(x: PerClass, y: PerClass, temperature: Temperature | None, mesh_axis: AxisName) -> _Pair:
-    p_exists, q_exists = y != -jnp.inf, x != -jnp.inf
-    both = p_exists & q_exists
-    over = partial(_row.over, temperature=temperature)
-    pivot = largest_class(keep(y, both, -jnp.inf), mesh_axis)  # a
+def _apart(logits: PerClass, target: PerClass) -> tuple[PerClass, PerClass]:
+    """The same bounded, for a pass of its own over the classes.
 
-    def distribution(x: Array, exists: Array) -> tuple[Array, Array, Array, Array]:
-        """The logits as finite numbers, x_a, −log p_a, and p."""
-        largest_here = largest_class(x, mesh_axis)
-        loss = _row.of_pivot(x, largest_here, mesh_axis, temperature).loss
-        x = keep(x, exists)
-        top, x_a = entry(x, largest_here, mesh_axis), entry(x, pivot, mesh_axis)
-        p = keep(jnp.exp(over(x - spread(top, x)) - spread(keep(loss, loss < jnp.inf), x)), exists)
-        return x, x_a, over(top - x_a) + loss, p
+    Without the barrier XLA computes what several passes have in common once, and keeps the arrays.
+    """
+    x, y = lax.optimization_barrier((logits, target))
+    return _bounded(x), _bounded(y)
 
-    x, x_a, of_q, q = distribution(x, q_exists)
-    y, y_a, of_p, p = distribution(y, p_exists)
-    high, low = two_difference(x, y)
-    high_a, low_a = two_difference(x_a, y_a)
-    delta = keep(over((high - spread(high_a, x)) + (low - spread(low_a, x))), both)
-    # q of a class that p does not have, in units of p_a / q_a.
-    beyond = over(x - spread(x_a, x))
-    exponents = keep(keep(delta, both, -jnp.inf), p_exists, 0.0)
-    exponents = lax.select(p_exists, exponents, keep(beyond, q_exists, -jnp.inf))
-    top = mesh.maximum(jnp.max(exponents, axis=-1), mesh_axis)
-    bounded = jnp.minimum(exponents, _LARGEST_EXPONENT)
-    p_a = spread(jnp.exp(-of_p), x)
-    rest = over_classes(
-        lax.select(p_exists, p * jnp.expm1(bounded), p_a * keep(jnp.exp(bounded), q_exists)),
-        mesh_axis,
-    )
+
+def _rows(x: PerClass, y: PerClass, temperature: Temperature | None, mesh_axis: AxisName) -> _Rows:
+    common = _apart(x, y)
+    pivot = largest_class(keep(common[1], common[0] != -jnp.inf, -jnp.inf), mesh_axis)  # a
+
+    def side(z: PerClass) -> _Side:
+        here = largest_class(z, mesh_axis)
+        loss = _row.of_pivot(z, here, mesh_axis, temperature).loss
+        z = keep(z, z != -jnp.inf)
+        top, of_pivot = entry(z, here, mesh_axis), entry(z, pivot, mesh_axis)
+        return _Side(
+            top, keep(loss, loss < jnp.inf), of_pivot, over(top - of_pivot, temperature) + loss
+        )
+
+    of_x, of_y = map(side, _apart(x, y))
+    rows = _Rows(of_x, of_y, jnp.zeros_like(of_x.loss))
+    top = mesh.maximum(jnp.max(_exponents(*_apart(x, y), rows, temperature), axis=-1), mesh_axis)
+    x, y = _apart(x, y)
+    bounded = jnp.minimum(_exponents(x, y, rows, temperature), _LARGEST_EXPONENT)
+    p = _probabilities(y, rows.y, temperature)
+    p_a = spread(jnp.exp(-rows.y.loss_of_pivot), x)
+    beyond = p_a * keep(jnp.exp(bounded), x != -jnp.inf)
+    terms = lax.select(y != -jnp.inf, p * jnp.expm1(bounded), beyond)
+    rest = over_classes(terms, mesh_axis)
     near = (jnp.abs(rest) < 0.5) & (top < _LARGEST_EXPONENT)
-    offset = lax.select(near, jnp.log1p(keep(rest, near)), of_q - of_p)
-    d = keep(finite(delta - spread(offset, x)), both)
+    far = rows.x.loss_of_pivot - rows.y.loss_of_pivot
+    return rows._replace(offset=lax.select(near, jnp.log1p(keep(rest, near)), far))
+
+
+def _pair(x: PerClass, y: PerClass, rows: _Rows, temperature: Temperature | None) -> _Pair:
+    x, y = _apart(x, y)
+    p_exists, q_exists = y != -jnp.inf, x != -jnp.inf
+    p, q = _probabilities(y, rows.y, temperature), _probabilities(x, rows.x, temperature)
+    delta = _delta(x, y, rows, temperature)
+    d = keep(finite(delta - spread(rows.offset, x)), p_exists & q_exists)
     return _Pair(p, q, d, p_exists & ~q_exists, q_exists & ~p_exists)
+
+
+def _probabilities(x: PerClass, side: _Side, temperature: Temperature | None) -> PerClass:
+    exists = x != -jnp.inf
+    below = over(keep(x, exists) - spread(side.top, x), temperature)
+    return keep(jnp.exp(below - spread(side.loss, x)), exists)
+
+
+def _delta(x: PerClass, y: PerClass, rows: _Rows, temperature: Temperature | None) -> PerClass:
+    """δ; 0 where either class does not exist."""
+    p_exists, q_exists = y != -jnp.inf, x != -jnp.inf
+    high, low = two_difference(keep(x, q_exists), keep(y, p_exists))
+    high_a, low_a = two_difference(rows.x.of_pivot, rows.y.of_pivot)
+    delta = over((high - spread(high_a, x)) + (low - spread(low_a, x)), temperature)
+    return keep(delta, p_exists & q_exists)
+
+
+def _exponents(x: PerClass, y: PerClass, rows: _Rows, temperature: Temperature | None) -> PerClass:
+    """δ; of q where p does not exist, its logarithm in units of p_a / q_a."""
+    p_exists, q_exists = y != -jnp.inf, x != -jnp.inf
+    delta = keep(_delta(x, y, rows, temperature), q_exists | ~p_exists, -jnp.inf)
+    beyond = over(keep(x, q_exists) - spread(rows.x.of_pivot, x), temperature)
+    return lax.select(p_exists, delta, keep(beyond, q_exists, -jnp.inf))
 
 
 @jax.custom_jvp

@@ -1,4 +1,4 @@
-"""The examples of a batch: brought to one form before any logit is looked at, reduced at the end.
+"""The examples of a batch: brought to one form before any logit is looked at.
 
 One form is: classes last, labels apart by kind, ignored rows zeroed. Nothing further down knows of
 `ignore_index` or of a mask over examples. What only values can tell is decided here, too: which
@@ -7,63 +7,29 @@ examples count, and labels outside [0, C) with their `debug_checks`.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
-import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float
 
 from jaxsoftmax._arguments import Arrays
-from jaxsoftmax._labels import check_counts, checked_index, comparable, is_ignored, is_valid
+from jaxsoftmax._batch.labels import check_counts, checked_index, comparable, is_ignored, is_valid
 from jaxsoftmax._options import LossOptions
-from jaxsoftmax._row.losses import RowLosses
 from jaxsoftmax._row.targets import (
     ClassLabels,
     Labels,
     SoftLabels,
     SparseLabels,
-    weight_of_label,
 )
 from jaxsoftmax._xla import mesh
-from jaxsoftmax._xla.dtypes import Index, PerClass, PerRow, Size, accumulator
+from jaxsoftmax._xla.dtypes import PerClass, PerRow, Size, accumulator
 from jaxsoftmax._xla.masks import keep, nan_where, spread
 
-
-class LossStatistics(NamedTuple):
-    """What a loss knows besides its value (a pytree; `return_statistics=True` returns it).
-
-    All are of p = softmax(soft_cap(logits) / temperature), without smoothing or weights, and 0 on
-    ignored examples (`rank` −1). Those that are real numbers are float32 (float64 for float64
-    logits) and differentiable; beside a scalar loss they cost no further matrix product unless they
-    are differentiated. `(rank == 0).sum()` counts the examples that are right, `rank < k` those
-    whose label is among the k largest.
-    """
-
-    log_prob: PerRow  # log p_y of the label y; Σ_c y_c log p_c for soft labels
-    logsumexp: PerRow  # log Σ_c exp(x_c)
-    entropy: PerRow  # −Σ_c p_c log p_c
-    predicted: Index  # argmax_c x_c, the first of several, int32
-    predicted_log_prob: PerRow  # log p of it: the confidence
-    rank: Index | None  # how many classes lie strictly above the label; None for soft labels
-    weight_sum: Float[Array, ""]  # the divisor of the mean that labels and weights imply
-
-
-# Of a package that is imported a second time (its modules gone from `sys.modules`) the first stays.
-for _public in (LossStatistics, SparseLabels):
-    with contextlib.suppress(ValueError):
-        jax.export.register_namedtuple_serialization(
-            _public, serialized_name=f"jaxsoftmax.{_public.__name__}"
-        )
-
 ROUNDING = 1e-5  # how far beyond [0, 1] the label of a binary loss may lie
-
-Loss = Array | tuple[Array, LossStatistics]
 
 
 class Examples(NamedTuple):
@@ -85,13 +51,8 @@ def of_logits(
         as_given = classes_last(labels.weights, axes)
         labels = SoftLabels(as_given.astype(dtype))
     logits = classes_last(logits, axes)
-
-    def broken() -> Array:
-        """A NaN or +inf in the row; -inf is a class that does not exist."""
-        return ~(jnp.max(logits, axis=-1) < jnp.inf)
-
     given = Examples(logits, labels, arrays.example_weights, None)
-    examples = _settle(given, broken, dtype, logits.shape[-1], options)
+    examples = _settle(given, _broken_logits, dtype, logits.shape[-1], options)
     if not isinstance(examples.labels, SoftLabels):
         return examples
     check_counts(as_given, examples.ignored)
@@ -104,21 +65,21 @@ def of_logits(
 def of_pair(
     logits: PerRow, target: PerRow, arrays: Arrays, axes: tuple[int, ...], options: LossOptions
 ) -> tuple[PerClass, PerClass, Examples]:
-    """The same for two rows of logits that are compared, the second in place of labels."""
-    x, y = classes_last(logits, axes), classes_last(target, axes)
-
-    def broken() -> Array:
-        found = ~(jnp.max(x, axis=-1) < jnp.inf) | ~(jnp.max(y, axis=-1) < jnp.inf)
-        return mesh.anywhere(found, options.axis_name)
-
-    weights, ignored = _effective(arrays.example_weights, None, broken, x.dtype)
-    if ignored is not None:
-        x, y = (keep(z, spread(~ignored, z)) for z in (x, y))
-    return x, y, Examples(x, SoftLabels(y), weights, ignored)
+    """The same for two rows of logits that are compared."""
+    pair = classes_last(logits, axes), classes_last(target, axes)
+    return _settle_pair(pair, _broken_logits, arrays, logits.dtype, options)
 
 
-def _labels_apart(labels: Array | SparseLabels, ndim: int) -> Labels:
+def of_hidden_pair(
+    hidden: Array, target: Array, arrays: Arrays, dtype: np.dtype, options: LossOptions
+) -> tuple[Array, Array, Examples]:
+    """The same where neither logits exist."""
+    return _settle_pair((hidden, target), _broken_hidden, arrays, dtype, options)
+
+
+def _labels_apart(labels: Array | SparseLabels | None, ndim: int) -> Labels:
     """By kind, of logits of this rank."""
+    assert labels is not None
     if isinstance(labels, SparseLabels):
         return SparseLabels(comparable(labels.indices), labels.weights)
     return SoftLabels(labels) if labels.ndim == ndim else ClassLabels(comparable(labels))
@@ -146,12 +107,8 @@ def of_hidden(
     logits.
     """
     labels = _labels_apart(arrays.labels, hidden.ndim)
-
-    def broken() -> Array:
-        return ~jnp.all(jnp.isfinite(hidden), axis=-1)
-
     given = Examples(hidden, labels, arrays.example_weights, None)
-    examples = _settle(given, broken, dtype, classes, options)
+    examples = _settle(given, _broken_hidden, dtype, classes, options)
     if isinstance(labels, SoftLabels):
         check_counts(labels.weights, examples.ignored)
     return examples
@@ -182,7 +139,7 @@ def of_entries(
 
 def _settle(
     given: Examples,
-    broken_inputs: Callable[[], Array],
+    broken_inputs: Callable[[Array], Array],
     dtype: np.dtype,
     classes: Size,
     options: LossOptions,
@@ -192,7 +149,7 @@ def _settle(
 
     def broken() -> Array:
         """Which examples hold something that no loss can be computed from."""
-        found = broken_inputs()
+        found = broken_inputs(inputs)
         everywhere = classes * mesh.shards(options.axis_name)
         if isinstance(labels, ClassLabels):
             found |= ~is_valid(labels.classes, everywhere)
@@ -220,6 +177,34 @@ def _settle(
     return Examples(inputs, labels, weights, ignored)
 
 
+def _settle_pair(
+    pair: tuple[Array, Array],
+    broken_inputs: Callable[[Array], Array],
+    arrays: Arrays,
+    dtype: np.dtype,
+    options: LossOptions,
+) -> tuple[Array, Array, Examples]:
+    """The same for two arrays of inputs and no labels."""
+    x, y = pair
+
+    def broken() -> Array:
+        return mesh.anywhere(broken_inputs(x) | broken_inputs(y), options.axis_name)
+
+    weights, ignored = _effective(arrays.example_weights, None, broken, dtype)
+    if ignored is not None:
+        x, y = (keep(z, spread(~ignored, z)) for z in pair)
+    return x, y, Examples(x, SoftLabels(y), weights, ignored)
+
+
+def _broken_logits(logits: PerClass) -> Bool[Array, "..."]:
+    """A NaN or +inf in the row; -inf is a class that does not exist."""
+    return ~(jnp.max(logits, axis=-1) < jnp.inf)
+
+
+def _broken_hidden(hidden: Float[Array, "... D"]) -> Bool[Array, "..."]:
+    return ~jnp.all(jnp.isfinite(hidden), axis=-1)
+
+
 def _effective(
     weights: Array | None, ignored: Array | None, broken: Callable[[], Array], dtype: np.dtype
 ) -> tuple[Array | None, Array | None]:
@@ -236,83 +221,3 @@ def _effective(
         weights = lax.full_like(ignored, 1, dtype) if weights is None else weights
         weights = keep(weights, ~ignored)
     return weights, ignored
-
-
-# --- reduction ------------------------------------------------------------------------------------
-
-
-def reduced(rows: RowLosses, examples: Examples, arrays: Arrays, options: LossOptions) -> Loss:
-    """The losses of the rows as one number, with the statistics where they are asked for."""
-    losses = rows.loss
-    divisor = divisor_of(examples, arrays, losses.shape, losses.dtype, options)
-    if examples.weights is not None:
-        losses = examples.weights * counted(losses, examples.weights)
-    if options.reduction != "none":
-        losses = divided(jnp.sum(losses), divisor, arrays, options)
-    if not options.return_statistics:
-        return losses
-    return losses, statistics_of(rows, examples, divisor)
-
-
-def statistics_of(rows: RowLosses, examples: Examples, divisor: Array) -> LossStatistics:
-    """What is known of the rows, those that do not count aside."""
-
-    def counting(values: Array | None, otherwise: int = 0) -> Array:
-        assert values is not None
-        if examples.ignored is None:
-            return values
-        ignored = examples.ignored
-        if values.ndim > ignored.ndim:
-            ignored = spread(ignored, values)
-        return lax.select(ignored, lax.full_like(values, otherwise), values)
-
-    return LossStatistics(
-        log_prob=counting(rows.log_prob),
-        logsumexp=counting(rows.logsumexp),
-        entropy=counting(rows.entropy),
-        predicted=counting(rows.predicted),
-        predicted_log_prob=counting(rows.predicted_log_prob),
-        rank=None if rows.rank is None else counting(rows.rank, -1),
-        weight_sum=divisor,
-    )
-
-
-def counted(losses: PerRow, weights: PerRow) -> PerRow:
-    """The losses with 0 for what a weight of 0 cannot hide: infinity, and NaN."""
-    return keep(losses, (weights != 0.0) | lax.is_finite(losses))
-
-
-def divisor_of(
-    examples: Examples,
-    arrays: Arrays,
-    shape: tuple[Size, ...],
-    dtype: np.dtype,
-    options: LossOptions,
-) -> Float[Array, ""]:
-    """What the mean divides by, known before any logit is.
-
-    Σ label_weights · weights; the number of examples without them.
-    """
-    weights = examples.weights
-    if arrays.class_weights is not None and isinstance(examples.labels, ClassLabels):
-        wide = arrays.class_weights.astype(dtype)
-        of_label = weight_of_label(wide, examples.labels.classes, options.axis_name)
-        if weights is None:
-            weights = of_label
-        else:
-            weights = weights * keep(of_label, (weights != 0.0) | lax.is_finite(of_label))
-    if weights is None:
-        return jnp.asarray(math.prod(shape), dtype)
-    return jnp.sum(weights)
-
-
-def divided(
-    total: Float[Array, ""], divisor: Float[Array, ""], arrays: Arrays, options: LossOptions
-) -> Float[Array, ""]:
-    """The sum, or the chapter's 1/N Σ; a divisor of 0 gives 0 and gradient 0."""
-    if options.reduction == "sum":
-        return total
-    if arrays.denominator is not None:
-        divisor = arrays.denominator.astype(total.dtype)
-    counts = divisor != 0.0
-    return keep(total / keep(divisor, counts, 1.0), counts)
