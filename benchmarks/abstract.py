@@ -13,7 +13,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxsoftmax
-from benchmarks.peers.logits import optax_losses
+from benchmarks.peers.logits import optax_divergences, optax_losses
 from benchmarks.registry import OURS
 
 GEMMA_2B = (8192, 2304, 256000)  # the main example of the cut cross-entropy paper
@@ -65,6 +65,23 @@ def _optax(hidden: Array, kernel: Array, labels: Array) -> Array:
     return optax_losses(hidden @ kernel, labels).mean()
 
 
+STORED = 16  # of a teacher's probabilities
+
+
+def _of_sparse(hidden: Array, kernel: Array, indices: Array, weights: Array) -> Array:
+    labels = jaxsoftmax.SparseLabels(indices, weights)
+    return jaxsoftmax.linear_cross_entropy(hidden, kernel, labels)
+
+
+def _two_heads(*heads: Array) -> Array:
+    return jaxsoftmax.linear_kl_divergence(*heads)
+
+
+def _optax_kl(hidden: Array, kernel: Array, target_hidden: Array, target_kernel: Array) -> Array:
+    logits, target = hidden @ kernel, target_hidden @ target_kernel
+    return optax_divergences(logits, target).mean()
+
+
 def _both(function: Callable[..., Any]) -> Callable[..., Any]:
     return jax.value_and_grad(function, argnums=(0, 1))
 
@@ -80,6 +97,14 @@ def linear_arguments(
         jax.ShapeDtypeStruct(kernel, kernel_dtype or dtype),
         jax.ShapeDtypeStruct((tokens,), jnp.int32),
     )
+
+
+def sparse_arguments(sizes: tuple[int, ...]) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """The same with indices and weights of a few classes for labels."""
+    hidden, kernel, _ = linear_arguments(sizes)
+    shape = (sizes[0], STORED)
+    indices = jax.ShapeDtypeStruct(shape, jnp.int32)
+    return hidden, kernel, indices, jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
 def memory_programs(*, quick: bool) -> Iterator[Abstract]:
@@ -99,6 +124,14 @@ def memory_programs(*, quick: bool) -> Iterator[Abstract]:
     embedding = f"{both}, tied embedding [V, D]"
     yield Abstract(chunk, embedding, sizes, narrow, _both(partial(_tied, SMALL_CHUNK)), tied)
     yield Abstract(default, embedding, sizes, narrow, _both(partial(_tied, None)), tied)
+    tokens, features, classes = sizes
+    top = f"{both}, {STORED} sparse labels a token"
+    yield Abstract(default, top, sizes, narrow, _both(_of_sparse), sparse_arguments(sizes))
+    larger = (tokens, 2 * features, classes)
+    pair = (*arguments[:2], *linear_arguments(larger)[:2])
+    compared = f"KL of two heads, {features} and {2 * features} features, {both}"
+    yield Abstract(default, compared, sizes, narrow, _both(_two_heads), pair)
+    yield Abstract("optax", compared, sizes, narrow, _both(_optax_kl), pair)
     mixed = "bfloat16, kernel float32"
     yield Abstract(chunk, both, sizes, mixed, _both(small), wide)
     yield Abstract(default, both, sizes, mixed, _both(partial(_loss, None)), wide)

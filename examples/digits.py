@@ -247,7 +247,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=positive, default=100)
     parser.add_argument("--batch", type=positive, default=64)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".png"))
+    parser.add_argument("--output", type=Path, default=Path("digits.png"))
     options = parser.parse_args()
     console = Console()
 

@@ -447,7 +447,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fsdp", type=positive, default=1, help="devices that share the batch")
     parser.add_argument("--tensor", type=positive, default=1, help="devices that share the words")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".png"))
+    parser.add_argument("--output", type=Path, default=Path("language_model.png"))
     options = parser.parse_args()
     if options.vocabulary <= START + 1:
         parser.error(f"--vocabulary must be more than the {START + 1} bytes and marks")

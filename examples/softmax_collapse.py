@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epsilon", type=float, default=1e-18, help="Adam's")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".png"))
+    parser.add_argument("--output", type=Path, default=Path("softmax_collapse.png"))
     options = parser.parse_args()
     for name in ("modulus", "steps"):
         if getattr(options, name) < 2:

@@ -48,26 +48,32 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    kept = items if config.getoption("--exhaustive") else in_slices(items)
+    kept = in_slices(items, exhaustive=config.getoption("--exhaustive"))
     kept = kept[:: config.getoption("--every")]
     chosen = set(kept)
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = kept
 
 
-def in_slices(items):
-    """Of a grid each n-th case and, unless cover=False, each value of its parameters."""
+def in_slices(items, *, exhaustive):
+    """Of a grid each n-th case and, unless cover=False, each value of its parameters.
+
+    n is `every`, and in an exhaustive run `thin`, which only grids of slow cases have.
+    """
     kept, count, seen = [], defaultdict(int), defaultdict(set)
     for item in items:
         marker = item.get_closest_marker("exhaustive")
-        if marker is None:
+        step = 1
+        if marker is not None:
+            step = marker.kwargs.get("thin", 1) if exhaustive else marker.kwargs.get("every")
+        if step == 1:
             kept.append(item)
-        if marker is None or "every" not in marker.kwargs:
+        if step in (1, None):
             continue
         grid = (item.path, item.originalname)
         values = item.callspec.id.split("-")
         unseen = marker.kwargs.get("cover", True) and not seen[grid].issuperset(values)
-        if count[grid] % marker.kwargs["every"] == 0 or unseen:
+        if count[grid] % step == 0 or unseen:
             seen[grid].update(values)
             kept.append(item)
         count[grid] += 1

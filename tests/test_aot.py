@@ -58,8 +58,9 @@ def test_temporaries(generation, features, classes, kind):
     assert not re.findall(rf"= \w+{shape}\S* (?:copy|transpose)\(.*", compiled.as_text())
 
 
-@pytest.mark.parametrize("generation", GENERATIONS)
-@pytest.mark.parametrize("kind", KERNELS)
+@pytest.mark.parametrize(
+    ("generation", "kind"), [("v5e", "plain"), ("v5e", "tied"), ("v5p", "plain"), ("v6e", "tied")]
+)
 def test_undifferentiated_no_logits_are_written(generation, kind):
     """The product and the reduction over the classes are one loop: not even a chunk is stored."""
     features, classes = SIZES[-1]

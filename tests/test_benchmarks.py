@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))  # the benchmarks run from a clone and are not ins
 from benchmarks import (  # noqa: E402
     accuracy,
     aot,
+    arguments,
     collectives,
     comparison,
     compile_times,
@@ -43,6 +44,7 @@ from benchmarks.__main__ import main  # noqa: E402
 from benchmarks.cases import DTYPES, TIMED_SUITES, Case, suite  # noqa: E402
 from benchmarks.limits import Limits  # noqa: E402
 from benchmarks.registry import Implementation  # noqa: E402
+from benchmarks.suites import SUITES as ALL_SUITES  # noqa: E402
 
 FAST = runner.Settings(rounds=3, fewest_rounds=3, sample_s=1e-4, most_calls=4)
 
@@ -178,6 +180,19 @@ def test_an_unknown_suite_is_an_error(capsys):
         main(["--suite", "chapters"])
     assert stopped.value.code == 2
     assert "invalid choice: 'chapters'" in capsys.readouterr().err
+
+
+def test_help_needs_no_library():
+    """Neither rich nor a peer; a run without them says what to install."""
+    without = "import sys; sys.modules['rich'] = sys.modules['optax'] = None; "
+    code = without + "from benchmarks.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    helped = run_python(["-c", code, "--help"])
+    assert helped.returncode == 0, helped.stderr
+    assert "--suite" in helped.stdout
+    refused = run_python(["-c", code, "--quick"])
+    assert refused.returncode == 1
+    assert 'needs rich, which is not installed: pip install -e ".[benchmarks]"' in refused.stderr
+    assert list(ALL_SUITES) == list(arguments.NAMES)
 
 
 def test_importing_the_benchmarks_imports_no_peer():

@@ -50,14 +50,14 @@ def nans_found(f, *arrays):
     return error.get()
 
 
-@pytest.mark.exhaustive(every=6, cover=False)
+@pytest.mark.exhaustive(every=6, cover=False, thin=2)
 @pytest.mark.parametrize(("function", "row"), ROWS)
 def test_checkify_finds_no_nan(function, row):
     case, vector = single(table.make_case(function, table.ROWS[function][row]))
     assert nans_found(everything(case), vector) is None
 
 
-@pytest.mark.exhaustive(every=6, cover=False)
+@pytest.mark.exhaustive(every=6, cover=False, thin=4)
 @pytest.mark.parametrize("implementation", ["chunked", "streamed"])
 @pytest.mark.parametrize(
     ("kind", "row"),
@@ -70,7 +70,7 @@ def test_checkify_finds_no_nan_in_the_linear_loss(kind, row, implementation):
     assert nans_found(everything(case), vector) is None
 
 
-@pytest.mark.exhaustive(every=6, cover=False)
+@pytest.mark.exhaustive(every=6, cover=False, thin=2)
 @pytest.mark.parametrize(("function", "row"), ROWS)
 def test_debug_nans_without_jit(function, row):
     case, vector = single(table.make_case(function, table.ROWS[function][row]))
@@ -101,7 +101,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.exhaustive(every=7)
+@pytest.mark.exhaustive(every=7, thin=2)
 @pytest.mark.parametrize("labels", [[0], [[0.0, 1.0, 0.0]]], ids=["index", "soft"])
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("row", LOGITS)

@@ -147,7 +147,7 @@ def streamed(h, w, y):
 LOSSES = {f.__name__: f for f in (mean, everything, none, statistics, soft, reference, streamed)}
 
 
-@pytest.mark.exhaustive(every=8)
+@pytest.mark.exhaustive(every=8, thin=2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -167,7 +167,7 @@ def test_value_and_gradients(name, loss, kind):
         assert_close(jax.jit(f)(*given), expected)
 
 
-@pytest.mark.exhaustive(every=8)
+@pytest.mark.exhaustive(every=8, thin=3)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("loss", ["mean", "none", "streamed"])
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -339,7 +339,7 @@ def compiled_step(loss, layout, kind, arrays, micro_batches=2):
         return jitted.lower(master, state, h, y).compile(), (master, state, h, y)
 
 
-@pytest.mark.exhaustive(every=6)
+@pytest.mark.exhaustive(every=6, thin=2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", [n for n in LAYOUTS if n != "labels alone"])
 def test_a_training_step(name, kind):

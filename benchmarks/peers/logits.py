@@ -98,6 +98,13 @@ def optax_losses(logits: Array, labels: Array) -> Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
+def optax_divergences(logits: Array, target_logits: Array) -> Array:
+    """KL from the target, as optax computes it."""
+    import optax
+
+    return optax.kl_divergence(jax.nn.log_softmax(logits), jax.nn.softmax(target_logits))
+
+
 @implements("example_losses", "jax.nn")
 def jax_nn_losses(logits: Array, labels: Array) -> Array:
     """−log softmax(x)_y of each row, by `jax.nn.log_softmax` and a gather."""

@@ -1,0 +1,50 @@
+"""The README's code, pasted into a fresh process, prints what its comments say; its links exist."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+LONGEST = 120  # lines
+
+
+def numbers(text):
+    return [float(x) for x in re.findall(r"-?\d+\.?\d*(?:e[-+]\d+)?", text)]
+
+
+def test_the_code_runs_as_pasted_and_prints_what_it_says():
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) >= 2
+    code = "\n".join(blocks)
+    # One device, and no setting of the tests.
+    environment = os.environ | {"XLA_FLAGS": "", "PYTHONSAFEPATH": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    promised = re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)
+    printed = done.stdout.splitlines()
+    assert len(promised) == len(printed) >= 3
+    for line, expected in zip(printed, promised, strict=True):
+        np.testing.assert_allclose(numbers(line), numbers(expected), rtol=1e-6)
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"])
+def test_links_lead_to_files(page):
+    text = (ROOT / page).read_text()
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+    assert links
+    for link in links:
+        assert ((ROOT / page).parent / link).exists(), link
+
+
+def test_it_is_short():
+    assert len(README.splitlines()) <= LONGEST
