@@ -18,7 +18,8 @@ author = copyright = "The jaxsoftmax developers"
 version = release = jaxsoftmax.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-extensions += ["formulas", "docstrings", "repository"]  # in _tools/
+extensions += ["sphinx_copybutton"]
+extensions += ["formulas", "docstrings", "repository", "reference"]  # in _tools/
 exclude_patterns = ["_*"]
 default_role = "literal"  # `code` in docstrings, as Markdown has it
 
@@ -28,16 +29,18 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
 nb_merge_streams = True
+smartquotes = False  # docstrings quote values of options
 html_math_renderer = "mathml"
 
 autodoc_typehints = "none"  # the docstrings say shapes and kinds in words
+copybutton_selector = "div.cell_input pre, div.highlight-bash pre, div.highlight-python pre"
 python_maximum_signature_line_length = 72
 add_module_names = False
 toc_object_entries_show_parents = "hide"
 
 html_theme = "furo"
 pygments_dark_style = "github-dark"
-html_title = "jaxsoftmax"
+html_title = f"jaxsoftmax {version}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sphinx = False

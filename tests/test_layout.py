@@ -173,6 +173,14 @@ def test_examples_run(name):
     assert not report, "".join(report)
 
 
+def test_every_public_name_has_a_page_in_the_reference():
+    source = (PYPROJECT.parent / "docs" / "_tools" / "reference.py").read_text()
+    (groups,) = re.findall(r"^GROUPS = (\{.*?^\})", source, re.MULTILINE | re.DOTALL)
+    documented = {name for names in ast.literal_eval(groups).values() for name in names}
+    public = set(jaxsoftmax.__all__) | set(PUBLIC) | {"tuning"}
+    assert documented == public - {"__version__", "closed_form"}
+
+
 def test_importing_computes_nothing_and_imports_no_extra():
     program = """
 import sys, jaxsoftmax

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -44,6 +45,39 @@ def test_links_lead_to_files(page):
     assert links
     for link in links:
         assert ((ROOT / page).parent / link).exists(), link
+
+
+RESULTS = ROOT / "benchmarks" / "results"
+MIB = 2**20
+
+
+def rows(suite, device, **wanted):
+    """The rows of a committed result that have these values, by peer."""
+    document = json.loads((RESULTS / f"{suite}-{device}.json").read_text())
+    found = document["suites"][suite]
+    return {row["peer"]: row for row in found if wanted.items() <= row.items()}
+
+
+def test_its_figures_are_those_of_the_committed_results():
+    both = {"computed": "value and both gradients", "dtypes": "bfloat16"}
+    memory = {peer: row["temp_bytes"] / MIB for peer, row in rows("memory", "cpu", **both).items()}
+    for peer, said in (
+        ("jaxsoftmax, streamed", "take {:.0f} MiB of\ntemporaries"),
+        ("jaxsoftmax, default chunk", "and {:.0f} by default"),
+        ("optax", "where optax takes {:.0f}."),
+    ):
+        assert said.format(memory[peer]) in README.replace("\n  ", "\n")
+    assert memory["jaxsoftmax, streamed"] * 80 < memory["optax"]  # "a small part"
+    step = {"target": "tpu v5e:2x4", "computed": "linear_cross_entropy, FSDP, jit"}
+    sent = {
+        peer: sum(each["sent_bytes"] for each in row["collectives"].values()) / MIB
+        for peer, row in rows("sharded", "tpu", **step).items()
+    }
+    assert f"sends {sent['jaxsoftmax']:.0f} MiB by a device" in README
+    assert f"materialised logits send {sent['optax']:.0f}." in README
+    for quantity in ("loss", "gradient"):
+        of = {"dtype": "float32", "quantity": quantity}
+        assert max(rows("accuracy", "cpu", **of)["jaxsoftmax"]["worst"]) < 1e-6
 
 
 def test_it_is_short():
