@@ -20,6 +20,7 @@ NAMES = (
     "sharded",
 )
 QUICK_JSON = pathlib.Path("benchmark-results-quick.json")
+QUICK_ACCELERATOR_JSON = pathlib.Path("benchmark-results-accelerator-quick.json")
 FILTERED_JSON = pathlib.Path("benchmark-results-filtered.json")
 
 
@@ -64,6 +65,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--update",
         action="store_true",
         help="keep the rows of the existing JSON that this run does not measure",
+    )
+    parser.add_argument(
+        "--accelerator",
+        action="store_true",
+        help="the most valuable cases first, each saved at once; the same command continues",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=_positive,
+        default=10,
+        metavar="M",
+        help="with --accelerator: begin no case after so many (default: 10)",
     )
     arguments = parser.parse_args(argv)
     arguments.suites = list(dict.fromkeys(arguments.suites))

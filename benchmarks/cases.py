@@ -15,6 +15,7 @@ LINEAR = ("linear_cross_entropy", "linear_chunks")  # their shapes are tokens x 
 LINEAR_SHAPES = ((2048, 512, 32000), (512, 256, 16384))
 QUICK_LINEAR_SHAPES = ((128, 32, 2048),)
 CHUNK_SIZES = (None, 64, 128, 256, 512, 1024, 2048)
+LARGE_CHUNK_SIZES = (4096, 8192)  # on accelerators
 
 # On a GPU: the models measured in the papers on fused losses, and rows of every length.
 GPU_ROWS = ((32768, 256), (32768, 4096), (32768, 32768), (32768, 65536), (8192, 262144))

@@ -13,8 +13,17 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import comparison, documents, environment, limits, report, runner, workers
-from benchmarks.arguments import FILTERED_JSON, QUICK_JSON
+from benchmarks import (
+    accelerator,
+    comparison,
+    documents,
+    environment,
+    limits,
+    report,
+    runner,
+    workers,
+)
+from benchmarks.arguments import FILTERED_JSON, QUICK_ACCELERATOR_JSON, QUICK_JSON
 from benchmarks.cases import TIMED_SUITES
 from benchmarks.suites import SUITES, Run
 
@@ -32,6 +41,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.show:
         _show(arguments, console)
         return 0
+    if arguments.accelerator:
+        device = report.file_name(environment.environment())
+        path = RESULTS / f"{accelerator.SUITE}-{device}.json"
+        path = arguments.json or (QUICK_ACCELERATOR_JSON if arguments.quick else path)
+        return accelerator.run(arguments, path, _settings(arguments), console)
     head: dict[str, Any] = {"environment": environment.environment()}
     settings = _settings(arguments)
     head["settings"] = dataclasses.asdict(settings)

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -21,6 +22,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the benchmarks run from a clone and are not installed
 
 from benchmarks import (  # noqa: E402
+    accelerator,
     accuracy,
     aot,
     arguments,
@@ -158,7 +160,7 @@ def test_a_document_compared_with_itself_has_ratios_of_one(quick_run):
     path = quick_run[3] / "r.json"
     tables = comparison.tables(path, path)
     # Times and temporaries of the chapter, temporaries of the memory table.
-    assert [len(table.rows) for table in tables] == [12, 12, 10]
+    assert [len(table.rows) for table in tables] == [12, 12, 13]
     assert {row[-1] for table in tables for row in table.rows if row[1] != "0"} == {"1.00"}
 
 
@@ -193,6 +195,36 @@ def test_help_needs_no_library():
     assert refused.returncode == 1
     assert 'needs rich, which is not installed: pip install -e ".[benchmarks]"' in refused.stderr
     assert list(ALL_SUITES) == list(arguments.NAMES)
+
+
+@pytest.mark.exhaustive
+def test_the_accelerator_kit_saves_each_row_and_continues(tmp_path, capsys):
+    """The same command leaves out what is measured; minutes end it between two cases."""
+    path = tmp_path / "kit.json"
+    options = ["--accelerator", "--quick", "--filter", "linear_chunks", "--json", str(path)]
+    assert main(options) == 0
+    rows = json.loads(path.read_text())["suites"]["accelerator"]
+    sizes = {row["peer"] for row in rows}
+    assert {"default", "64", "2048"} <= sizes
+    assert all(row["status"] == "ok" and row["median_s"] > 0 for row in rows)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "self-check: passed" in printed
+    assert re.search(r'Row\("cpu", \("cpu",\), Chunk\(1, (\d+), \1\), least_tokens=128', printed)
+    assert main(options) == 0
+    assert "already measured: linear_chunks, value_and_grads, 128x32x2048" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    assert json.loads(path.read_text())["suites"]["accelerator"] == rows
+
+
+def test_the_accelerator_kit_begins_with_the_most_valuable():
+    cases = list(accelerator.plan(quick=False))
+    assert str(cases[0]) == "linear_chunks, value_and_grads, 8192x4096x128256 bfloat16"
+    assert {c.operation for c in cases[:4]} == {"linear_chunks", "linear_cross_entropy"}
+    columns = {c.shape[-1] for c in cases if c.operation == "softmax"}
+    assert {256, 262144} <= columns
+    for known in accelerator.PUBLISHED:
+        assert any(c.shape == known.shape for c in cases)
 
 
 def test_importing_the_benchmarks_imports_no_peer():

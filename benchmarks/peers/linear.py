@@ -8,7 +8,7 @@ from collections.abc import Callable
 from jax import Array
 
 import jaxsoftmax
-from benchmarks.cases import CHUNK_SIZES
+from benchmarks.cases import CHUNK_SIZES, LARGE_CHUNK_SIZES
 from benchmarks.peers.logits import jax_nn_losses, optax_losses
 from benchmarks.registry import OURS, implements, in_torch
 
@@ -102,3 +102,5 @@ def _chunked(chunk_size: int | None) -> Callable[[Array, Array, Array], Array]:
 for _size in CHUNK_SIZES:
     _name = "default" if _size is None else f"{_size}"
     implements("linear_chunks", _name)(_chunked(_size))
+for _size in LARGE_CHUNK_SIZES:
+    implements("linear_chunks", f"{_size}", platforms=("gpu", "tpu"))(_chunked(_size))
