@@ -171,7 +171,7 @@ def _gradients(pair: _Pair, beta: float, mesh_axis: AxisName) -> tuple[PerClass,
 def _term(p: PerClass, q: PerClass, d: PerClass) -> PerClass:
     """p (e^d − 1 − d), of which p e^d is q: where d is not small, or p is 0, as q − p − p d."""
     near = (jnp.abs(d) < 1.0) & (p != 0.0)
-    return lax.select(near, p * above_tangent(keep(d, near)), (q - p) - p * d)
+    return lax.select(near, p * _above_tangent(keep(d, near)), (q - p) - p * d)
 
 
 def _log_mixed(d: PerClass, share: float, alone: Bool[Array, "... C"]) -> PerClass:
@@ -261,8 +261,7 @@ def _exponents(x: PerClass, y: PerClass, rows: _Rows, temperature: Temperature |
     return lax.select(p_exists, delta, keep(beyond, q_exists, -jnp.inf))
 
 
-@jax.custom_jvp
-def above_tangent(d: Array) -> Array:
+def _above_tangent(d: Array) -> Array:
     """e^d − 1 − d, by its series near 0."""
     small = jnp.abs(d) < _SERIES_BELOW
     x = keep(d, small)
@@ -270,9 +269,3 @@ def above_tangent(d: Array) -> Array:
     for k in range(_MOST_TERMS, _FEWEST_TERMS - 1, -1):
         series = 1.0 + x / k * series
     return lax.select(small, 0.5 * x * x * series, jnp.expm1(d) - d)
-
-
-@above_tangent.defjvp
-def _above_tangent_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    (d,), (d_dot,) = primals, tangents
-    return above_tangent(d), jnp.expm1(d) * d_dot
