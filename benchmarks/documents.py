@@ -38,8 +38,14 @@ def write(
     """Write the head and all rows; with `update`, keep existing rows that are not in `suites`."""
     new = json.loads(json.dumps({key: list(map(_plain, rows)) for key, rows in suites.items()}))
     if update and path.exists():
-        old = read(path)["suites"]
-        new = {key: _updated(old.get(key, []), new.get(key, [])) for key in {**old, **new}}
+        before = read(path)
+        old = before["suites"]
+        merged = {key: _updated(old.get(key, []), new.get(key, [])) for key in {**old, **new}}
+        kept = sum(map(len, merged.values())) > sum(map(len, new.values()))
+        if kept and before["environment"].get("source") != head["environment"].get("source"):
+            # Some rows are of other code: the document as a whole is of none.
+            head = {**head, "environment": {**head["environment"], "source": None}}
+        new = merged
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {**head, "suites": new}
     path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 import jaxsoftmax
-from benchmarks import workers
+from benchmarks import source, workers
 
 PACKAGES = (
     *("jax", "jaxlib", "numpy", "optax", "tokamax", "torch"),
@@ -28,6 +28,7 @@ def environment() -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "jaxsoftmax": jaxsoftmax.__version__,
+        "source": source.source_hash(),
         **{name: version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": device.platform,
@@ -50,6 +51,7 @@ def in_words(environment: dict[str, Any]) -> str:
         f"Python {environment['python']}; {environment['device_count']} x "
         f"{environment['device_kind']} ({environment['processor']}, {environment['cpu_count']} "
         f"processors, load average {environment['load_average']} before the run)."
+        + ("" if source.is_current(environment) else " The package has changed since.")
     )
 
 

@@ -29,6 +29,8 @@ from benchmarks import (  # noqa: E402
     collectives,
     comparison,
     compile_times,
+    documents,
+    environment,
     implementations,
     program_size,
     programs,
@@ -37,6 +39,7 @@ from benchmarks import (  # noqa: E402
     report,
     runner,
     sharded_programs,
+    source,
     targets,
     timing_tables,
     work,
@@ -182,6 +185,38 @@ def test_an_unknown_suite_is_an_error(capsys):
         main(["--suite", "chapters"])
     assert stopped.value.code == 2
     assert "invalid choice: 'chapters'" in capsys.readouterr().err
+
+
+def test_a_result_says_whether_the_package_has_changed_since(tmp_path):
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "a.py").write_text("x = 1")
+    first = source.source_hash(package)
+    (package / "b.py").write_text("")
+    second = source.source_hash(package)
+    (package / "a.py").write_text("x = 2")
+    assert len({first, second, source.source_hash(package)}) == 3
+    known = environment.environment()
+    assert "changed since" not in environment.in_words(known)
+    assert environment.in_words({**known, "source": first}).endswith(
+        "The package has changed since."
+    )
+
+
+def test_rows_of_other_code_leave_the_document_of_none(tmp_path):
+    path, rows = (
+        tmp_path / "r.json",
+        [runner.Measurement(suite("chapter")[i], "a", "ok") for i in (0, 1)],
+    )
+
+    def write(hashed, rows):
+        documents.write(path, {"environment": {"source": hashed}}, {"chapter": rows}, update=True)
+        return json.loads(path.read_text())["environment"]["source"]
+
+    assert write("1", rows) == "1"
+    assert write("1", rows[:1]) == "1"
+    assert write("2", rows[:1]) is None
+    assert write("2", rows) == "2"
 
 
 def test_help_needs_no_library():

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import jaxsoftmax
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 LONGEST = 120  # lines
@@ -82,3 +84,7 @@ def test_its_figures_are_those_of_the_committed_results():
 
 def test_it_is_short():
     assert len(README.splitlines()) <= LONGEST
+
+
+def test_the_citation_has_this_version():
+    assert f"version: {jaxsoftmax.__version__}\n" in (ROOT / "CITATION.cff").read_text()

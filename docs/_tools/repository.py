@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[2]))  # the benchmarks are not installed
 from sphinx.application import Sphinx
+
+from benchmarks.source import is_current
 
 PAGES = {
     "benchmarks": "benchmarks/README.md",
@@ -16,7 +21,19 @@ PAGES = {
 }
 # Of pages that open without one.
 TITLES = {"results": "Benchmark results on a CPU", "compiled": "Compiled, not run"}
+# The documents that such a page shows.
+DOCUMENTS = {"results": "*-cpu.json", "compiled": "*-[th]*.json"}
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#|mailto:)([^)]*)\)")
+
+
+def older_than_the_code(root: Path, pattern: str) -> str:
+    """Which documents behind a page did not measure the package as it is."""
+    found = sorted((root / "benchmarks/results").glob(pattern))
+    environments = {path.name: json.loads(path.read_text())["environment"] for path in found}
+    older = [f"`{name}`" for name, known in environments.items() if not is_current(known)]
+    if not older:
+        return ""
+    return f"The package has changed since these were measured: {', '.join(older)}.\n\n"
 
 
 def write_pages(app: Sphinx) -> None:
@@ -34,7 +51,9 @@ def write_pages(app: Sphinx) -> None:
 
         text = LINK.sub(located, (source.parent / path).read_text())
         if name in TITLES:
-            text = f"# {TITLES[name]}\n\n{text}"
+            text = (
+                f"# {TITLES[name]}\n\n{older_than_the_code(source.parent, DOCUMENTS[name])}{text}"
+            )
         written = folder / f"{name}.md"
         if not written.exists() or written.read_text() != text:
             written.write_text(text)
