@@ -27,6 +27,29 @@ GROUPS = {
     "Checks": ("debug_checks",),
     "Tuning": ("tuning",),
 }
+# What each computes, in LaTeX: the first thing on its page.
+_DIVERGENCE = r"\operatorname{KL}(p \| q) = \sum_c p_c \, (\log p_c - \log q_c)"
+FORMULAS = {
+    "cross_entropy": r"\ell = -\frac{1}{N} \sum_n \sum_c y_{nc} \log \hat y_{nc},"
+    r"\quad \hat y = \operatorname{softmax}(x)",
+    "linear_cross_entropy": r"\ell = -\frac{1}{N} \sum_n \log \hat y_{n, y_n},"
+    r"\quad \hat y = \operatorname{softmax}(h W + b)",
+    "nll_loss": r"\ell = -\frac{1}{N} \sum_n \log \hat y_{n, y_n}",
+    "binary_cross_entropy": r"\ell = -y \log \sigma(x) - (1 - y) \log \sigma(-x)",
+    "kl_divergence": _DIVERGENCE
+    + r", \quad q = \operatorname{softmax}(x), \ p = \operatorname{softmax}(y)",
+    "linear_kl_divergence": _DIVERGENCE + r", \quad q = \operatorname{softmax}(h W + b),"
+    r" \ p = \operatorname{softmax}(g U + c)",
+    "softmax": r"\hat y_c = \frac{\exp x_c}{\sum_j \exp x_j}",
+    "log_softmax": r"\log \hat y_c = x_c - \log \sum_j \exp x_j",
+    "logsumexp": r"\operatorname{logsumexp}(x) = \log \sum_c \exp x_c",
+    "closed_form.softmax_jacobian": r"\frac{\partial \hat y_i}{\partial x_j}"
+    r" = \hat y_i \, (\delta_{ij} - \hat y_j)",
+    "closed_form.cross_entropy_gradient": r"\frac{\partial \ell}{\partial x}"
+    r" = \frac{1}{N} (\operatorname{softmax}(x) - y)",
+    "closed_form.cross_entropy_hessian": r"\frac{\partial^2 \ell}{\partial x_i \partial x_j}"
+    r" = p_i \, (\delta_{ij} - p_j)",
+}
 OF_TUNING = (tuning.Chunk, tuning.Device, tuning.Row)
 # How the package abbreviates its types.
 TYPES = {
@@ -109,7 +132,8 @@ def page(name: str) -> str:
         return head + "\n".join(parts)
     if inspect.isclass(thing):
         return head + f"```{{eval-rst}}\n.. autoclass:: jaxsoftmax.{name}\n```\n\n{fields(thing)}\n"
-    return head + f"```{{eval-rst}}\n.. autofunction:: jaxsoftmax.{name}\n```\n"
+    formula = f"$$\n{FORMULAS[name]}\n$$\n\n" if name in FORMULAS else ""
+    return head + formula + f"```{{eval-rst}}\n.. autofunction:: jaxsoftmax.{name}\n```\n"
 
 
 def table() -> str:
