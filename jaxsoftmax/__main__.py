@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _progress(f"{len(outcomes)} checks done: {outcome.device}, {outcome.dtype}")
         else:
             print(_line(outcome), flush=True)
-    passed = [_passed(outcome) for outcome in outcomes]
+    passed = [outcome.passed for outcome in outcomes]
     if arguments.json:
         _progress("")
         print(json.dumps(_document(outcomes), indent=2))
@@ -59,13 +59,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _passed(outcome: Outcome) -> bool:
-    return all(e <= a for e, a in zip(outcome.errors, outcome.allowed, strict=True))
-
-
 def _line(outcome: Outcome) -> str:
     device, dtype, name, errors, allowed = outcome
-    verdict = "ok" if _passed(outcome) else "FAILED ({:.0e}, {:.0e})".format(*allowed)
+    verdict = "ok" if outcome.passed else "FAILED ({:.0e}, {:.0e})".format(*allowed)
     return _LINE.format(device, dtype, name, *(f"{e:.1e}" for e in errors), verdict)
 
 
@@ -83,12 +79,12 @@ def _document(outcomes: Sequence[Outcome]) -> dict[str, object]:
             "function": outcome.name,
             "errors": numbers(outcome.errors),
             "allowed": numbers(outcome.allowed),
-            "passed": _passed(outcome),
+            "passed": outcome.passed,
         }
         for outcome in outcomes
     ]
     versions = {"jaxsoftmax": __version__, "jax": jax.__version__}
-    return {**versions, "passed": all(map(_passed, outcomes)), "checks": checks}
+    return {**versions, "passed": all(outcome.passed for outcome in outcomes), "checks": checks}
 
 
 def _progress(text: str) -> None:

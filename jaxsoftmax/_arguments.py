@@ -52,6 +52,7 @@ class Head(NamedTuple):
 
 # The arrays unchecked, in this order.
 Given = tuple[object, object, object, object, object, Numbers]
+GivenToPair = tuple[object, object, object, Numbers]  # without labels and class weights
 
 
 def checked(
@@ -83,37 +84,30 @@ def checked_pair(
     logits: object,
     target_logits: object,
     axis: object,
-    given: tuple[object, object, object],
+    given: GivenToPair,
     options: LossOptions,
 ) -> tuple[Array, tuple[int, ...], Arrays]:
     """Logits, their class axes, and beside them the target's logits, in place of labels."""
-    where, example_weights, denominator = given
     x, y = as_real("logits", logits), as_real("target_logits", target_logits)
     axes = class_axes("logits", x, axis)
     of_shape("target_logits", y, x.shape, "the shape of logits")
-    mesh.shards(options.axis_name)
-    weights = as_example_weights(example_weights, batch_of(x.shape, axes))
-    arrays = Arrays(
-        y,
-        as_mask(where, x.shape, "logits"),
-        example_weights=weights,
-        denominator=as_denominator(denominator, options.reduction),
-    )
+    mask = as_mask(given[0], x.shape, "logits")
+    arrays = _beside_pair(y, mask, batch_of(x.shape, axes), given, options)
     split = {"logits": x, "target_logits": y}
-    mesh.check_axis(options.axis_name, split, {"example_weights": weights})
+    mesh.check_axis(options.axis_name, split, {"example_weights": arrays.example_weights})
     return x, axes, arrays
 
 
 def checked_linear_pair(
     head: tuple[object, object, object],
     target: tuple[object, object, object],
-    given: tuple[object, object, object, Numbers],
+    given: GivenToPair,
     options: LinearOptions,
 ) -> tuple[Head, Head, Arrays]:
     """The same for the logits of two linear layers."""
-    where, example_weights, denominator, numbers = given
     h, w, b = _as_linear(*head, options.kernel_layout)
-    layout = options.target_kernel_layout or options.kernel_layout
+    layout = options.target_kernel_layout
+    assert layout is not None
     g, u, c = _as_linear(*target, layout, "target_")
     of_shape("target_hidden", g, (*h.shape[:-1], g.shape[-1]), "the batch of hidden")
     classes, others = w.shape[options.kernel_layout.index("V")], u.shape[layout.index("V")]
@@ -123,18 +117,30 @@ def checked_linear_pair(
             f'{show(u.shape)} with target_kernel_layout="{layout}"'
         )
     batch = h.shape[:-1]
-    weights = as_example_weights(example_weights, batch)
-    arrays = Arrays(
-        None,
-        _as_class_mask(where, (*batch, classes)),
-        example_weights=weights,
+    mask = _as_class_mask(given[0], (*batch, classes))
+    arrays = _beside_pair(None, mask, batch, given, options)
+    whole = {"hidden": h, "target_hidden": g, "example_weights": arrays.example_weights}
+    mesh.check_axis(options.axis_name, {"kernel": w, "target_kernel": u}, whole)
+    return Head(h, w, b), Head(g, u, c), arrays
+
+
+def _beside_pair(
+    target: Array | None,
+    where: Array | None,
+    batch: Shape,
+    given: GivenToPair,
+    options: LossOptions,
+) -> Arrays:
+    """The arrays beside two that are compared."""
+    _, example_weights, denominator, numbers = given
+    mesh.shards(options.axis_name)
+    return Arrays(
+        target,
+        where,
+        example_weights=as_example_weights(example_weights, batch),
         denominator=as_denominator(denominator, options.reduction),
         numbers=numbers,
     )
-    mesh.shards(options.axis_name)
-    whole = {"hidden": h, "target_hidden": g, "example_weights": weights}
-    mesh.check_axis(options.axis_name, {"kernel": w, "target_kernel": u}, whole)
-    return Head(h, w, b), Head(g, u, c), arrays
 
 
 def _of_examples(arrays: Arrays, ndim: int) -> dict[str, Array | None]:

@@ -34,7 +34,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "soft_cap": (_SMALLEST, _LARGEST),
     "focal_gamma": (0.0, _LARGEST),
     "poly_epsilon": (-_LARGEST, _LARGEST),
-    "beta": (0.0, 1.0),  # of a divergence, which has it beside its options
+    "beta": (0.0, 1.0),
 }
 _EXPECTED = {
     "label_smoothing": "in [0, 1]",
@@ -62,11 +62,6 @@ class Numbers(NamedTuple):
     temperature: Array | None = None
 
 
-def checked_beta(value: object) -> float:
-    """How much of the one divergence, and how much of the other."""
-    return check_number("beta", _number("beta", value))
-
-
 def check_number(name: str, number: float) -> float:
     """An error for a value that is out of bounds, NaN included."""
     low, high = BOUNDS[name]
@@ -88,13 +83,14 @@ class LossOptions:
     temperature: float | Traced = 1.0
     focal_gamma: float = 0.0
     poly_epsilon: float = 0.0
+    beta: float = 0.0  # of a divergence
     axis_name: Hashable | None = None
 
     def __post_init__(self) -> None:
         """Check each value and store it as the plain Python type it stands for."""
         _one_of("reduction", self.reduction, Reduction)
         axis_name_of(self.axis_name)
-        for name in (name for name in BOUNDS if hasattr(self, name)):
+        for name in BOUNDS:
             value = getattr(self, name)
             if value is not Traced.ARRAY and (name != "soft_cap" or value is not None):
                 self._store(name, check_number(name, _number(name, value)))
@@ -117,7 +113,6 @@ class LinearOptions(LossOptions):
     chunk_size: int | None = None
     implementation: Implementation = "auto"
     target_kernel_layout: KernelLayout | None = None  # of a divergence, whose target has a kernel
-    beta: float = 0.0  # of a divergence
 
     def __post_init__(self) -> None:
         """Check these, too."""

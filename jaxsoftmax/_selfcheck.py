@@ -57,6 +57,11 @@ class Outcome(NamedTuple):
     errors: tuple[float, float]
     allowed: tuple[float, float]  # what rounding explains; a NaN is beyond it
 
+    @property
+    def passed(self) -> bool:
+        """Whether both errors are within it."""
+        return all(e <= a for e, a in zip(self.errors, self.allowed, strict=True))
+
 
 # --- the chapter, in float64 ----------------------------------------------------------------------
 

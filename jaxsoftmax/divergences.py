@@ -14,7 +14,7 @@ from jaxsoftmax._arguments import Arrays
 from jaxsoftmax._batch import examples as _examples
 from jaxsoftmax._batch import reduction as _reduction
 from jaxsoftmax._fused.loss import divergence
-from jaxsoftmax._options import KernelLayout, LinearOptions, LossOptions, Reduction, checked_beta
+from jaxsoftmax._options import KernelLayout, LinearOptions, LossOptions, Reduction
 from jaxsoftmax._row import divergence as _divergence
 from jaxsoftmax._row import logits as _logits
 from jaxsoftmax._row.options import row_options
@@ -88,11 +88,10 @@ def kl_divergence(
         et al., On-Policy Distillation of Language Models (2024), for beta.
     """
     static, numbers = _arrays.split_numbers(temperature=temperature)
-    options = LossOptions(reduction=reduction, axis_name=axis_name, **static)
-    given = (where, example_weights, denominator)
+    options = LossOptions(reduction=reduction, beta=beta, axis_name=axis_name, **static)
+    given = (where, example_weights, denominator, numbers)
     x, axes, arrays = _arguments.checked_pair(logits, target_logits, axis, given, options)
-    arrays = arrays._replace(numbers=numbers)
-    return _compute(x, arrays, beta=checked_beta(beta), axes=axes, options=options)
+    return _compute(x, arrays, axes=axes, options=options)
 
 
 def linear_kl_divergence(
@@ -171,7 +170,7 @@ def linear_kl_divergence(
         kernel_layout=kernel_layout,
         target_kernel_layout=target_kernel_layout,
         chunk_size=chunk_size,
-        beta=checked_beta(beta),
+        beta=beta,
         **static,
     )
     head, target, arrays = _arguments.checked_linear_pair(
@@ -184,13 +183,12 @@ def linear_kl_divergence(
     return divergence(head, target, arrays, options=options, chunk=chunk)
 
 
-@partial(jax.jit, static_argnames=("beta", "axes", "options"))
+@partial(jax.jit, static_argnames=("axes", "options"))
 @partial(by_rows, class_axes=lambda axes, **_: axes)
 def _compute(
     logits: Array,
     arrays: Arrays,
     *,
-    beta: float,
     axes: tuple[int, ...],
     options: LossOptions,
 ) -> Array:
@@ -198,7 +196,7 @@ def _compute(
     x, y = (_logits.exclude(roomy(z), arrays.where) for z in (logits, arrays.labels))
     dtype = accumulator(x.dtype, y.dtype)
     x, y, examples = _examples.of_pair(x.astype(dtype), y.astype(dtype), arrays, axes, options)
-    rows = _divergence.of_logits(x, y, beta, row_options(options, arrays.numbers, dtype))
+    rows = _divergence.of_logits(x, y, options.beta, row_options(options, arrays.numbers, dtype))
     result = _reduction.reduced(rows, examples, arrays, options)
     assert isinstance(result, Array)
     return result

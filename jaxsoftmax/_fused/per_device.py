@@ -68,7 +68,7 @@ class Work:
         """How an array with a row for each token is split."""
         return P(*self.division.tokens, *rest)
 
-    def of_kernel(self, features: Axes, classes: Axes, k: int = 0) -> Tree:
+    def of_kernel(self, features: Axes, classes: Axes, k: int) -> Tree:
         """How the kernel of a head is split."""
         return P(classes, features) if self.axes(k)[0] else P(features, classes)
 

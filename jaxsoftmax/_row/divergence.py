@@ -74,6 +74,10 @@ class _Pair(NamedTuple):
     only_p: Bool[Array, "... C"]
     only_q: Bool[Array, "... C"]
 
+    def exchanged(self) -> _Pair:
+        """The target in place of the logits: at β = 0 its divergence is this one's at 1."""
+        return _Pair(self.q, self.p, -self.log_ratio, self.only_q, self.only_p)
+
 
 def of_logits(logits: PerClass, target: PerClass, beta: float, options: RowOptions) -> RowLosses:
     """Every option but the weights of the examples and the reduction."""
@@ -92,10 +96,9 @@ def of_rows(
 ) -> PerRow:
     """KL(p‖q) for beta 0, KL(q‖p) for 1, between them β KL(p‖m) + (1−β) KL(q‖m)."""
     rows = _rows(logits, target, temperature, mesh_axis)
-    p, q, d, only_p, only_q = _pair(logits, target, rows, temperature)
+    pair = _pair(logits, target, rows, temperature)
+    p, q, d, only_p, only_q = pair.exchanged() if beta == 1.0 else pair
     if beta in (0.0, 1.0):
-        if beta == 1.0:
-            p, q, d, only_p, only_q = q, p, -d, only_q, only_p
         return _counted(keep(_term(p, q, d), ~only_p, jnp.inf), p, mesh_axis)
     m = beta * p + (1.0 - beta) * q
     to_p = _log_mixed(d, 1.0 - beta, only_p)  # log m − log p
@@ -145,33 +148,35 @@ of_rows.defjvp(_of_rows_jvp, symbolic_zeros=True)
 
 def _gradients(pair: _Pair, beta: float, mesh_axis: AxisName) -> tuple[PerClass, PerClass]:
     """Those of the logits and of the target, over t; 0 for what does not exist."""
+    if beta == 1.0:
+        of_y, of_x = _gradients(pair.exchanged(), 0.0, mesh_axis)
+        return of_x, of_y
     p, q, d, only_p, only_q = pair
 
     def about_mean(p: PerClass, d: PerClass) -> PerClass:
         mean = finite(over_classes(p * d, mesh_axis))
         return p * finite(d - spread(mean, d))
 
-    def difference() -> PerClass:
-        """q − p."""
-        near = (jnp.abs(d) < 1.0) & (p != 0.0)
-        return lax.select(near, p * jnp.expm1(keep(d, near)), q - p)
-
-    weighs = over_classes(q if beta == 1.0 else p, mesh_axis) != 0.0
     if beta == 0.0:
-        of_x, of_y = keep(difference(), ~only_p), -about_mean(p, d)
-    elif beta == 1.0:
-        of_x, of_y = about_mean(q, d), -keep(difference(), ~only_q)
+        near = _are_near(p, d)
+        of_x = keep(lax.select(near, p * jnp.expm1(keep(d, near)), q - p), ~only_p)
+        of_y = -about_mean(p, d)
     else:
         of_x = -(1.0 - beta) * about_mean(q, _log_mixed(-d, beta, only_q))
         of_y = -beta * about_mean(p, _log_mixed(d, 1.0 - beta, only_p))
-    weighs = spread(weighs, p)
+    weighs = spread(over_classes(p, mesh_axis) != 0.0, p)
     return keep(of_x, weighs), keep(of_y, weighs)
 
 
 def _term(p: PerClass, q: PerClass, d: PerClass) -> PerClass:
     """p (e^d − 1 − d), of which p e^d is q: where d is not small, or p is 0, as q − p − p d."""
-    near = (jnp.abs(d) < 1.0) & (p != 0.0)
+    near = _are_near(p, d)
     return lax.select(near, p * _above_tangent(keep(d, near)), (q - p) - p * d)
+
+
+def _are_near(p: PerClass, d: PerClass) -> Bool[Array, "... C"]:
+    """Where a function of q is best had from p and d."""
+    return (jnp.abs(d) < 1.0) & (p != 0.0)
 
 
 def _log_mixed(d: PerClass, share: float, alone: Bool[Array, "... C"]) -> PerClass:
