@@ -20,52 +20,101 @@ from jaxsoftmax._row.state import (
 )
 from jaxsoftmax._xla import mesh
 from jaxsoftmax._xla.dtypes import PerClass, finite, largest, widen, widen_apart
-from jaxsoftmax._xla.forms import Arrays, Operation
+from jaxsoftmax._xla.forms import Arrays, Operation, Tangents, is_zero, zero
 from jaxsoftmax._xla.masks import is_class, keep, spread
 from jaxsoftmax._xla.mesh import AxisName, over_classes
 
-row_exponentials = Operation("row_exponentials", lambda x: (like_row(x), widen(x), like_row(x)))
+# --- softmax --------------------------------------------------------------------------------------
+
+_softmax_here = Operation("softmax", widen)
+_tangent_here = Operation("softmax_tangent", lambda x, tangent: widen(x) + tangent)
+_exponentials_here = Operation("row_exponentials", lambda x: (like_row(x), widen(x), like_row(x)))
+
+
+def softmax(logits: PerClass, mesh_axis: AxisName) -> PerClass:
+    """exp(x_c − m) / Σ_j exp(x_j − m); all 0 where no class exists."""
+    return _softmax_here(logits) if mesh_axis is None else _over_mesh(logits, mesh_axis)
+
+
+@_softmax_here.defjvp
+def _softmax_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
+    """ṗ = p (ẋ − ⟨p, ẋ⟩); 0 in a saturated row."""
+    return (_softmax_here(*primals),), (_tangent_here(*primals, widen(tangents[0])),)
+
+
+@_tangent_here.defjvp
+def _tangent_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
+    """Of p (v − ⟨p, v⟩): p (v̇ − ⟨p, v̇⟩) + ṗ (v − ⟨p, v⟩) − p ⟨ṗ, v⟩."""
+    (logits, v), (logits_dot, v_dot) = primals, tangents
+    moved = [] if is_zero(v_dot) else [_tangent_here(logits, v_dot)]
+    if not is_zero(logits_dot):
+        p, p_dot = _softmax_here(logits), _tangent_here(logits, widen(logits_dot))
+        mean, mean_dot = (spread(jnp.sum(x * v, axis=-1), v) for x in (p, p_dot))
+        moved.append(p_dot * (v - mean) - p * mean_dot)
+    return (_tangent_here(*primals),), (sum(moved[1:], moved[0]),)
+
+
+@_tangent_here.deftranspose
+def _tangent_transpose(
+    cotangents: Tangents, logits: Array, tangent: object
+) -> tuple[Array | None, ...]:
+    """diag(p) − p pᵀ is symmetric."""
+    return None, _tangent_here(logits, cotangents[0])
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def softmax(logits: PerClass, mesh_axis: AxisName) -> PerClass:
-    """exp(x_c − m) / Σ_j exp(x_j − m); all 0 where no class exists."""
-    _, terms, total = _exponentials(logits, mesh_axis)
-    return _normalized(logits, terms, total, mesh_axis)
+def _over_mesh(logits: PerClass, mesh_axis: AxisName) -> PerClass:
+    """The classes being split over the devices."""
+    here, terms, total = _exponentials_here(logits)
+    rebase = jnp.exp(finite(here) - finite(mesh.maximum(here, mesh_axis)))
+    total = mesh.total(total * rebase, mesh_axis)
+    return terms * (rebase / jnp.maximum(total, 1.0))[..., None]
 
 
-@softmax.defjvp
-def _softmax_jvp(mesh_axis: AxisName, primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
-    """ṗ = p (ẋ − ⟨p, ẋ⟩); 0 in a saturated row."""
-    (logits,), (logits_dot,) = primals, tangents
-    logits_dot = widen(logits_dot)
-    maximum, terms, total = _exponentials(lax.stop_gradient(logits), mesh_axis)
-    p = _normalized(logits, terms, total, mesh_axis)
-    mean = over_classes(p * logits_dot, mesh_axis)
-    moves = keep(lax.full_like(maximum, 1.0), maximum != jnp.inf)
-    return p, p * (logits_dot - mean[..., None]) * moves[..., None]
+@_over_mesh.defjvp
+def _over_mesh_jvp(mesh_axis: AxisName, primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
+    p, v = _over_mesh(*primals, mesh_axis), widen(tangents[0])
+    mean = spread(over_classes(p * v, mesh_axis), v)
+    moves = mesh.maximum(jnp.max(primals[0], axis=-1), mesh_axis) != jnp.inf
+    return p, keep(p * (v - mean), spread(moves, v))
 
 
-def _exponentials(logits: Array, mesh_axis: AxisName) -> tuple[Array, Array, Array]:
-    """m, exp(x_c − m) and Σ_j exp(x_j − m) with m the maximum over all shards."""
-    here, terms, total = row_exponentials(logits)
-    if mesh_axis is None:
-        return here, terms, total
-    maximum = mesh.maximum(here, mesh_axis)
-    rebase = jnp.exp(finite(here) - finite(maximum))
-    return maximum, terms * rebase[..., None], mesh.total(total * rebase, mesh_axis)
+# --- its logarithm --------------------------------------------------------------------------------
+
+_sum_of_others = Operation("sum_of_others", lambda values, *_: like_row(values))
+_spread_to_others = Operation("spread_to_others", lambda values, x, _: widen(x) + values[..., None])
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _normalized(logits: Array, terms: Array, total: Array, mesh_axis: AxisName) -> Array:
-    """Softmax of logits whose exponentials are known."""
-    # A row without a class has terms 0 and total 0; where a class exists the total is at least 1.
-    return terms / jnp.maximum(total, 1.0)[..., None]
+@_sum_of_others.defjvp
+def _sum_of_others_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
+    return _linear(_sum_of_others, primals, tangents)
 
 
-@_normalized.defjvp
-def _normalized_jvp(mesh_axis: AxisName, primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
-    return _softmax_jvp(mesh_axis, primals[:1], tangents[:1])
+@_spread_to_others.defjvp
+def _spread_to_others_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
+    return _linear(_spread_to_others, primals, tangents)
+
+
+def _linear(f: Operation, primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
+    """Of a function that is linear in its first argument and constant in the others."""
+    values_dot, *_ = tangents
+    found = f(*primals)
+    moved = zero(found) if is_zero(values_dot) else f(values_dot, *primals[1:])
+    return (found,), (moved,)
+
+
+@_sum_of_others.deftranspose
+def _sum_of_others_transpose(
+    cotangents: Tangents, values: object, *others: Array
+) -> tuple[Array | None, ...]:
+    return _spread_to_others(cotangents[0], *others), None, None
+
+
+@_spread_to_others.deftranspose
+def _spread_to_others_transpose(
+    cotangents: Tangents, values: object, *others: Array
+) -> tuple[Array | None, ...]:
+    return _sum_of_others(cotangents[0], *others), None, None
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -94,13 +143,13 @@ def _log_softmax_jvp(mesh_axis: AxisName, primals: Arrays, tangents: Arrays) -> 
         scale = scale * jnp.exp(finite(here.maximum) - finite(state.maximum))
     of_others = mesh.total(scale * jnp.sum(terms * logits_dot, axis=-1), mesh_axis)
     is_pivot = is_class(logits, pivot)
-    zeros = lax.full_like(logits_dot, 0.0)
-    of_pivot = over_classes(lax.select(is_pivot, logits_dot, zeros), mesh_axis)
-    moves = (logits != -jnp.inf) & ~is_pivot & spread(row_moves, logits)
-    others = logits_dot - spread(p_pivot * of_pivot + of_others, logits)
+    of_pivot = over_classes(keep(logits_dot, is_pivot), mesh_axis)
+    mean = keep(p_pivot * of_pivot + of_others, row_moves)
     at_pivot = p_others * of_pivot - of_others
+    moves = (logits != -jnp.inf) & ~is_pivot & spread(row_moves, logits)
+    others = keep(logits_dot, moves) + _spread_to_others(-mean, logits, pivot)
     log_probs = _relative_to(row, logits, mesh_axis)
-    return log_probs, lax.select(moves, others, zeros) + place(at_pivot, pivot, logits)
+    return log_probs, others + place(at_pivot, pivot, logits)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -109,7 +158,8 @@ def _relative_to(row: Row, logits: Array, mesh_axis: AxisName) -> Array:
     # max(top, −largest): a row without a class has −inf everywhere. Infinite ones share the rest.
     x = widen_apart(logits)
     below = x - spread(jnp.maximum(row.top, -largest(row.top)), x)
-    return keep(below, x != jnp.inf) - spread(row.excess, x)
+    # Without the barrier XLA:CPU writes short rows of `below` to memory before it subtracts.
+    return keep(below, x != jnp.inf) - spread(lax.optimization_barrier(row.excess), x)
 
 
 @_relative_to.defjvp

@@ -80,6 +80,16 @@ def row_exponentials(logits: Array) -> tuple[Array, Array, Array]:
     return maximum, terms, total
 
 
+def softmax(logits: Array) -> Array:
+    """As `portable.softmax`."""
+    return portable.probabilities(*row_exponentials(logits))
+
+
+def softmax_tangent(logits: Array, tangent: Array) -> Array:
+    """As `portable.softmax_tangent`."""
+    return portable.tangent_of_probabilities(*row_exponentials(logits), tangent)
+
+
 def _single(x: Array) -> Part:
     """Parts of one class each."""
     return Part(x, finite(x), keep(lax.full_like(x, 1.0), x != -jnp.inf))

@@ -58,6 +58,26 @@ def row_exponentials(logits: Array) -> tuple[Array, Array, Array]:
     return maximum, exponentials(widen(logits), finite(maximum)), total
 
 
+def softmax(logits: Array) -> Array:
+    """exp(x_c − m) / Σ_j exp(x_j − m), all 0 where no class exists; in the accumulator's dtype."""
+    return probabilities(*row_exponentials(logits))
+
+
+def softmax_tangent(logits: Array, tangent: Array) -> Array:
+    """p (v − ⟨p, v⟩) of a tangent v in the accumulator's dtype; 0 in a saturated row."""
+    return tangent_of_probabilities(*row_exponentials(logits), tangent)
+
+
+def sum_of_others(values: Array, logits: Array, label: Array) -> Array:
+    """Σ of the values of the classes that exist but the label."""
+    return jnp.sum(keep(values, others(logits, label)), axis=-1)
+
+
+def spread_to_others(values: Array, logits: Array, label: Array) -> Array:
+    """A value for each row at the classes that exist but the label, elsewhere 0."""
+    return keep(spread(values, logits), others(logits, label))
+
+
 def largest_class(logits: Array) -> Array:
     """The first class with the largest logit, int32; that of a NaN if there is one."""
     return lax.argmax(logits, logits.ndim - 1, jnp.int32)
@@ -87,6 +107,25 @@ def always(i: Array) -> Array:
 
 
 # --- parts of these -------------------------------------------------------------------------------
+
+
+def probabilities(maximum: Array, terms: Array, total: Array) -> Array:
+    """Softmax of logits whose exponentials are known."""
+    # A row without a class has terms 0 and total 0; where a class exists the total is at least 1.
+    return terms / jnp.maximum(total, 1.0)[..., None]
+
+
+def tangent_of_probabilities(maximum: Array, terms: Array, total: Array, tangent: Array) -> Array:
+    """That of `probabilities`."""
+    p = probabilities(maximum, terms, total)
+    mean = jnp.sum(p * tangent, axis=-1)
+    moves = keep(lax.full_like(maximum, 1.0), maximum != jnp.inf)
+    return p * (tangent - spread(mean, p)) * spread(moves, p)
+
+
+def others(logits: Array, label: Array) -> Array:
+    """Whether a class exists and is not the label."""
+    return (logits != -jnp.inf) & ~is_class(logits, label)
 
 
 def maximum_of_others(logits: Array, label: Array) -> Array:
