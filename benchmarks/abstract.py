@@ -137,7 +137,7 @@ def memory_programs(*, quick: bool) -> Iterator[Abstract]:
     yield Abstract(default, both, sizes, mixed, _both(partial(_loss, None)), wide)
 
 
-_AOT_CHUNKS = (2048, 8192)  # in addition to the default
+_AOT_CHUNKS = (512, 2048, 8192)  # in addition to the default
 
 
 def aot_programs(*, quick: bool) -> Iterator[Abstract]:

@@ -44,7 +44,7 @@ class Compiled:
     bytes_accessed: float | None = None
     flops: float | None = None
     optimal_s: float | None = None
-    loop_trips: int = 1
+    cycles: int | None = None
     collectives: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -81,25 +81,41 @@ def tables(rows: Sequence[Compiled]) -> list[Table]:
     for row in rows:
         if row.status.startswith("needs"):
             if row.target not in absent:
-                lines.append([row.target, row.status, *["–"] * 8])
+                lines.append([row.target, row.status, *["–"] * 7])
             absent.add(row.target)
             continue
         moved = "–" if row.bytes_accessed is None else digits(row.bytes_accessed / _GIB)
-        # XLA:TPU reports a negative sum for some programs.
-        known = row.optimal_s is not None and row.optimal_s > 0.0
-        optimal = digits(1e3 * row.optimal_s) if known else "–"
-        at_most = digits(1e3 * row.optimal_s * row.loop_trips) if known else "–"
         sizes = "x".join(map(str, row.sizes))
-        cells = [mebibytes(row.temp_bytes), mebibytes(row.output_bytes), moved, optimal, at_most]
+        cells = [
+            mebibytes(row.temp_bytes),
+            mebibytes(row.output_bytes),
+            moved,
+            *_estimates(row, rows),
+        ]
         if row.status != "ok":
             cells = [row.status, *["–"] * 4]
-        lines.append([row.target, row.computed, sizes, row.peer, *cells, str(row.loop_trips)])
+        lines.append([row.target, row.computed, sizes, row.peer, *cells])
     columns = ["target", "computed", "sizes (bfloat16)", "peer", "temporaries, MiB"]
-    columns += ["outputs, MiB", "accessed, GiB", "optimal, ms", "at most, ms", "loop trips"]
+    columns += ["outputs, MiB", "accessed, GiB", "million cycles", "of optax's or jax.nn's"]
     note = (
-        "Reported by the compiler; nothing ran. XLA's estimates (bytes accessed, optimal time) "
-        "count the body of a loop once. At most is the optimal time multiplied by the trip count "
-        "of the longest loop: close to the total if the loop is nearly all of the program. – is a "
-        "number that this compiler does not report."
+        "Reported by the compiler; nothing ran. Cycles are XLA:TPU's own estimate, loops by their "
+        "trips; its sum of the bytes accessed counts the body of a loop once. – is a number that "
+        "this compiler does not report."
     )
     return [Table("aot: compiled without the hardware", columns, lines, note)]
+
+
+def _estimates(row: Compiled, rows: Sequence[Compiled]) -> list[str]:
+    """The cycles, and their ratio to those of the peer in the same case."""
+    if row.cycles is None:
+        return ["–", "–"]
+    same = (row.target, row.computed, row.sizes)
+    peers = [
+        other.cycles
+        for other in rows
+        if (other.target, other.computed, other.sizes) == same
+        and other.peer in ("optax", "jax.nn")
+        and other.cycles
+    ]
+    ratio = f"{row.cycles / peers[0]:.2f}" if peers else "–"
+    return [digits(row.cycles / 1e6), ratio]

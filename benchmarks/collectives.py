@@ -34,6 +34,7 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _CONSTANT = re.compile(r"[su]32\[\]\S* constant\((\d+)\)")
 _INDEX = re.compile(r" get-tuple-element\(.*index=(\d+)")
 _TRIPS = re.compile(r'known_trip_count"?[:=]\s*\{"?n"?[:=]\s*"?(\d+)')
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 # JAX 0.12: mesh['x'=8] {'x'} is a whole mesh axis, {'x':(2)4} a part of it with 4 devices.
@@ -98,12 +99,30 @@ def totals(hlo: str, devices: int) -> dict[str, Total]:
     }
 
 
-def loop_trips(hlo: str) -> list[int]:
-    """The known trip counts of the loops of a module."""
-    computations, _ = _parse(hlo)
-    loops = ((i, body) for body in computations.values() for i in body if i.operation == "while")
-    found = (_trips(computations, loop, body) for loop, body in loops)
-    return [trips for trips in found if trips is not None]
+def cycles(hlo: str) -> int | None:
+    """The compiler's estimate of the cycles of a module, loops by their trips; None without one.
+
+    XLA:TPU notes it at each fusion and product. Of the branches of a conditional the longest
+    counts.
+    """
+    computations, entry = _parse(hlo)
+    found = [_CYCLES.search(i.text) for body in computations.values() for i in body]
+    return _cycles(computations, entry) if any(found) else None
+
+
+def _cycles(computations: dict[str, list[_Instruction]], name: str) -> int:
+    total = 0
+    for instruction in computations.get(name, ()):
+        noted = _CYCLES.search(instruction.text)
+        if noted:
+            total += int(noted[1])
+            continue
+        inside = [
+            runs * _cycles(computations, called)
+            for called, runs, _ in _calls(computations, instruction, computations[name])
+        ]
+        total += max(inside, default=0) if instruction.operation == "conditional" else sum(inside)
+    return total
 
 
 # --- reading the text -----------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def _describe(program: Any, devices: Any, platform: str) -> dict[str, Any]:
         "bytes_accessed": cost.get("bytes accessed"),
         "flops": cost.get("flops"),
         "optimal_s": cost.get("optimal_seconds"),
-        "loop_trips": max(collectives.loop_trips(hlo), default=1),
+        "cycles": collectives.cycles(hlo),
         "collectives": {kind: total._asdict() for kind, total in totals.items()},
     }
 

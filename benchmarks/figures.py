@@ -39,6 +39,14 @@ def _figures(name: str, rows: Rows) -> Iterator[tuple[str, Any]]:
     if name == "accuracy":
         yield "error", _panels(rows, ("dtype", "quantity"), _errors, "margin", "relative error")
         return
+    if name == "aot":
+        linear = "linear, value and both gradients"
+        found = [row for row in rows if row["computed"] == linear and row["cycles"]]
+        if found:
+            panels = [{**row, "shape": "x".join(map(str, row["sizes"]))} for row in found]
+            names = ("temporary memory, MiB", "million cycles, by the compiler")
+            yield "frontier", _panels(panels, ("target", "shape"), _frontier, *names)
+        return
     if name not in ("distributions", "cross_entropy", "linear_cross_entropy"):
         return
     timed = [_flat(row) for row in rows if row["median_s"] is not None]
@@ -113,6 +121,14 @@ def _errors(axis: Any, rows: Rows) -> None:
                 places, [w or float("nan") for w in row["worst"]], "o-", label=row["peer"]
             )
     axis.set_xticks(list(places), [f"{low}–{high}" for low, high in BANDS])
+
+
+def _frontier(axis: Any, rows: Rows) -> None:
+    """Every way to the gradients by what it needs: the lower left is best."""
+    for row in rows:
+        mib, cycles = row["temp_bytes"] / _MIB, row["cycles"] / 1e6
+        axis.plot(mib, cycles, "o", label=row["peer"])
+    axis.set_ylim(bottom=0)
 
 
 def _bars(rows: Rows, value: str, label: str) -> Any:

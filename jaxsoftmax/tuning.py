@@ -56,10 +56,11 @@ class Row(NamedTuple):
 ROWS: tuple[Row, ...] = (
     # A chunk of n tokens multiplies 6 n D V and moves 8 D V bytes of the kernel's gradient: on an
     # H200 (990 TFLOP/s, 4.8 TB/s) half the time at 275 tokens, a fifth at 1024, on a v6e (918,
-    # 1.64) a half at 750. XLA:TPU's estimates of a step times the steps, 8192 x 2304 x 256000 with
-    # gradients in chunks of 512, 1024, 2048: v5e 227, 174, 160 ms, v5p 89, 78, 83, v6e 91, 56, 48.
-    # An eighth of the tokens keeps the temporaries of a chunk at an eighth of the logits.
-    Row("tpu", None, Chunk(8, 1024, 2048), why="by the compiler's estimates"),
+    # 1.64) a half at 750. By XLA:TPU's estimates, loops by their trips, none of 1024, 2048 and 4096
+    # is best everywhere, so the one with the least memory. Million cycles with gradients:
+    # 8192 x 2304 x 256000: v5e 359, 353, 335, v5p 160, 160, 154, v6e 158, 144, 157;
+    # 16384 x 4096 x 128256: v5e 578, 595, 557, v5p 274, 274, 351, v6e 248, 285, 259.
+    Row("tpu", None, Chunk(8, 1024, 1024), why="by the compiler's estimates"),
     Row("gpu", None, Chunk(8, 1024, 2048), why="by the device's rates"),
     Row(None, None, Chunk(16, 512, 512), why="measured on the CPU"),
 )

@@ -719,8 +719,16 @@ def test_the_condition_of_a_loop_gives_its_trip_count():
     """XLA:TPU has no other annotation of it."""
     reduce = collectives.find(HLO + CONDITION, 8)[1]
     assert reduce == ("all-reduce", 32, 2, 16, False)
-    assert collectives.loop_trips(HLO + CONDITION) == [16]
-    assert collectives.loop_trips(HLO) == []
+
+
+def test_cycles_count_a_loop_by_its_trips_and_the_longest_branch():
+    noted = ', backend_config={"estimated_cycles":"%d"}'
+    assert collectives.cycles(HLO + CONDITION) is None
+    hlo = HLO + CONDITION
+    for operation, number in (("all-reduce(%i)", 5), ("all-gather-start(%q)", 100)):
+        assert hlo.count(operation) == 1
+        hlo = hlo.replace(operation, operation + noted % number)
+    assert collectives.cycles(hlo) == 16 * 5 + 100
 
 
 def test_groups_branches_and_loops_of_unknown_trip_count():

@@ -165,6 +165,55 @@ def test_forms_agree(name, dtype, x64):
         jax.tree.map(partial(np.testing.assert_allclose, rtol=tolerance), other, found[0])
 
 
+@pytest.mark.parametrize("classes", [2, 63, 130, CLASSES])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_forms_of_softmax_agree(classes, dtype, x64):
+    """Also where a row has infinite logits, none that is finite, or one that is no number."""
+    logits = np.array(rows(12, classes))
+    logits[0, 1] = logits[1, :2] = np.inf
+    logits[2], logits[3, 0], logits[4, -1] = -np.inf, np.nan, -np.inf
+    logits[5, :2] = 3e38
+    logits, v = jnp.asarray(logits, dtype), rows(12, classes, 1.0)[::-1]
+    v = v.astype(dtype).astype("float64" if dtype == "float64" else "float32")
+    tolerance = {"rtol": 2e-6, "atol": 1e-6}
+    if dtype == "float64":
+        tolerance = {"rtol": 1e-12, "atol": 1e-15}
+    p = [module.softmax(logits) for module in (portable, cpu, one_pass)]
+    tangents = [jax.jit(m.softmax_tangent)(logits, v) for m in (portable, cpu, one_pass)]
+    for found in (p, tangents):
+        assert np.isnan(found[1][3]).all()
+        assert np.isfinite(np.delete(found[1], 3, 0)).all()
+        for other in found[1:]:
+            np.testing.assert_allclose(other, found[0], **tolerance)
+    np.testing.assert_array_equal(tangents[1][:3], 0.0)
+    np.testing.assert_array_equal(p[1][1, :3], [0.5, 0.5, 0.0][:classes])
+
+
+@pytest.mark.parametrize("absent", [False, True], ids=["all classes", "some absent"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sums_of_others_agree(absent, dtype, x64):
+    """A sum keeps what the label's value, larger by 1e9, would round away."""
+    logits, values = rows().astype(dtype), np.array(rows(scale=1.0), dtype)
+    if absent:
+        logits = logits.at[:, ::7].set(-jnp.inf).at[2].set(-jnp.inf)
+        values[:, 7] = np.nan
+    label = np.array(labels_of(logits))
+    label[5] = CLASSES + 3  # of another shard
+    values[np.arange(5), label[:5]] = 1e9
+    counted = np.isfinite(logits) & (np.arange(CLASSES) != label[:, None])
+    exact = np.where(counted, values.astype(np.float64), 0.0).sum(-1)
+    for module in (portable, cpu):
+        found = jax.jit(module.sum_of_others)(values, logits, label)
+        np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-4)
+
+
+def test_gradients_of_distributions_need_no_second_array_of_the_logits():
+    x = jax.ShapeDtypeStruct((256, 32000), jnp.float32)
+    for f in (jaxsoftmax.softmax, jaxsoftmax.log_softmax):
+        pulled = jax.jit(lambda x, g, f=f: jax.vjp(f, x)[1](g)[0]).lower(x, x).compile()
+        assert pulled.memory_analysis().temp_size_in_bytes < x.size * 4 / 16
+
+
 def lowered(function, *arrays, **options):
     return jax.jit(function, **options).lower(*arrays).as_text()
 

@@ -355,7 +355,8 @@ def test_sharded_arrays_under_jit(case, kind):
         value, gradient = compiled(*put)
         expected = jax.jit(g)(jnp.asarray(logits), jnp.asarray(labels))
     np.testing.assert_allclose(value, expected[0], rtol=2e-6)
-    np.testing.assert_allclose(np.asarray(gradient), np.asarray(expected[1]), rtol=2e-5, atol=1e-9)
+    # softmax's p (g − ⟨p, g⟩) is rounded to 6e-8 p, which is up to 0.05 here.
+    np.testing.assert_allclose(np.asarray(gradient), np.asarray(expected[1]), rtol=2e-5, atol=5e-9)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])

@@ -198,7 +198,7 @@ def _settle_pair(
 
 def _broken_logits(logits: PerClass) -> Bool[Array, "..."]:
     """A NaN or +inf in the row; -inf is a class that does not exist."""
-    return ~(jnp.max(logits, axis=-1) < jnp.inf)
+    return jnp.any(~(logits < jnp.inf), axis=-1)
 
 
 def _broken_hidden(hidden: Float[Array, "... D"]) -> Bool[Array, "..."]:

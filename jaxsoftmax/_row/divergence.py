@@ -37,7 +37,7 @@ from jaxsoftmax._xla.dtypes import (
     two_difference,
     widen,
 )
-from jaxsoftmax._xla.masks import keep, spread
+from jaxsoftmax._xla.masks import at_most, keep, spread
 from jaxsoftmax._xla.mesh import AxisName, over_classes
 
 Primals = tuple[PerClass, PerClass, Temperature | None]
@@ -181,7 +181,7 @@ def _are_near(p: PerClass, d: PerClass) -> Bool[Array, "... C"]:
 
 def _log_mixed(d: PerClass, share: float, alone: Bool[Array, "... C"]) -> PerClass:
     """log(1 + share (e^d − 1)); where the other has no class, only what is left of this one."""
-    mixed = jnp.log1p(share * jnp.expm1(jnp.minimum(d, _LARGEST_EXPONENT)))
+    mixed = jnp.log1p(share * jnp.expm1(at_most(d, _LARGEST_EXPONENT)))
     return keep(mixed, ~alone, math.log1p(-share))
 
 
@@ -223,7 +223,7 @@ def _rows(x: PerClass, y: PerClass, temperature: Temperature | None, mesh_axis: 
     rows = _Rows(of_x, of_y, jnp.zeros_like(of_x.loss))
     top = mesh.maximum(jnp.max(_exponents(*_apart(x, y), rows, temperature), axis=-1), mesh_axis)
     x, y = _apart(x, y)
-    bounded = jnp.minimum(_exponents(x, y, rows, temperature), _LARGEST_EXPONENT)
+    bounded = at_most(_exponents(x, y, rows, temperature), _LARGEST_EXPONENT)
     p = _probabilities(y, rows.y, temperature)
     p_a = spread(jnp.exp(-rows.y.loss_of_pivot), x)
     beyond = p_a * keep(jnp.exp(bounded), x != -jnp.inf)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsoftmax._row.row import Row, Temperature, over, pivot_probability
+from jaxsoftmax._row.row import Row, Temperature, over
 from jaxsoftmax._row.state import entries, entry
 from jaxsoftmax._row.targets import SparseLabels
 from jaxsoftmax._xla import mesh
@@ -91,7 +91,7 @@ def unlikely(
     moves = _moves(logits, row.top)
     gap = over(_gap(logits, row.top, moves), temperature)
     p = keep(jnp.exp(-(gap + spread(row.excess, gap))), moves)
-    at_pivot = spread(pivot_probability(row)[1], p)
+    at_pivot = spread(row.others, p)
     return over_classes(mass * lax.select(is_class(logits, pivot), at_pivot, 1.0 - p), mesh_axis)
 
 

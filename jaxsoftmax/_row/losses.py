@@ -204,7 +204,7 @@ def _unlikely(seen: Observed, labels: Labels) -> PerRow:
         counted = keep(labels.weights, labels.weights != 0.0)
         unlikely = -jnp.expm1(_named_log_probs(seen, labels))
         return jnp.sum(counted * unlikely, axis=-1) + (1.0 - jnp.sum(counted, axis=-1))
-    return _row.pivot_probability(row)[1]
+    return row.others
 
 
 def _z_losses(log_z: Array, options: RowOptions) -> Array:

@@ -1,6 +1,6 @@
 """A finished row: everything that a loss needs to know of it.
 
-    gap = (m − x_k)/t + log S        −log p_k = log(1 + exp(gap))        1 − p_k = −expm1(log p_k)
+    odds = S exp((m − x_k)/t)        −log p_k = log(1 + odds)        1 − p_k = odds / (1 + odds)
 
 with the temperature t, which divides differences of logits and no logit.
 
@@ -21,7 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from jaxsoftmax._row.state import (
     RowState,
@@ -32,7 +32,7 @@ from jaxsoftmax._row.state import (
     row_state_of_largest,
 )
 from jaxsoftmax._xla.dtypes import Index, PerClass, PerRow, finite, two_difference, two_product
-from jaxsoftmax._xla.masks import keep
+from jaxsoftmax._xla.masks import at_least, keep
 from jaxsoftmax._xla.mesh import AxisName
 from jaxsoftmax._xla.shardings import ones_of_rows
 
@@ -50,6 +50,8 @@ class Row(NamedTuple):
     loss: PerRow  # −log p_k
     excess: PerRow  # logsumexp(x/t) − top/t, between 0 and log C
     top: PerRow  # max_j x_j, ±inf included; a constant under differentiation
+    probability: PerRow  # p_k
+    others: PerRow  # 1 − p_k with nothing rounded away; 0 in a saturated row
 
 
 def of_pivot(
@@ -78,22 +80,39 @@ def of_largest(logits: PerClass, mesh_axis: AxisName) -> Row:
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def finish(state: RowState, temperature: Temperature | None, pivot_is_largest: bool) -> Row:
-    """−log p_k, logsumexp(x/t) − max(x)/t and max(x) of each row."""
+    """The row of a state."""
     gap, error = _gap(state, temperature)
     if pivot_is_largest:
-        ahead = _log_odds(state.others, gap, error)
-        return Row(ahead, ahead, state.pivot_logit)
+        odds = _odds(state.others, gap, 1.0 + error)
+        ahead, probability = jnp.log1p(odds), 1.0 / (1.0 + odds)
+        others = keep(odds * probability, state.pivot_logit != jnp.inf)
+        return Row(ahead, ahead, state.pivot_logit, probability, others)
     gap = keep(gap, (state.pivot_logit < jnp.inf) | (state.maximum == jnp.inf), -jnp.inf)
-    ahead = _log_odds(state.others, jnp.minimum(gap, 0.0), error)
-    # Another class leads: then S >= 1, and log(S + e^-gap) is what logsumexp lies above it.
-    above = jnp.log(jnp.maximum(state.others, 1.0) + jnp.exp(-jnp.maximum(gap, 0.0)))
-    pivot_leads = gap <= 0.0
-    loss = lax.select(pivot_leads, ahead, gap + (error + above))
+    # Where another class leads, S >= 1: odds of the pivot against the others, both exact.
+    leads = gap <= 0.0
+    most = at_least(state.others, 1.0)
+    odds = _odds(
+        lax.select(leads, state.others, 1.0 / most),
+        -jnp.abs(gap),
+        1.0 + lax.select(leads, error, -error),
+    )
+    ahead = jnp.log1p(odds)
+    above = jnp.log(most) + ahead  # what logsumexp lies above the other class
+    loss = lax.select(leads, ahead, gap + (error + above))
+    larger = 1.0 / (1.0 + odds)
+    smaller = odds * larger
     beside_infinity = (state.maximum == jnp.inf) & (state.pivot_logit < jnp.inf)
     impossible = beside_infinity | (state.pivot_logit == -jnp.inf)
-    excess = lax.select(pivot_leads, ahead, above)
+    excess = lax.select(leads, ahead, above)
     top = jnp.maximum(state.pivot_logit, state.maximum)
-    return Row(keep(loss, ~impossible, jnp.inf), keep(excess, top != -jnp.inf), top)
+    others = keep(lax.select(leads, smaller, larger), state.pivot_logit != -jnp.inf, 1.0)
+    return Row(
+        keep(loss, ~impossible, jnp.inf),
+        keep(excess, top != -jnp.inf),
+        top,
+        keep(lax.select(leads, larger, smaller), ~impossible),
+        keep(others, top != jnp.inf),
+    )
 
 
 def _gap(state: RowState, temperature: Temperature | None) -> tuple[Array, Array]:
@@ -111,10 +130,10 @@ def _gap(state: RowState, temperature: Temperature | None) -> tuple[Array, Array
     return quotient, keep(error / t, ordinary)
 
 
-def _log_odds(others: Array, gap: Array, error: Array) -> Array:
-    """log(1 + S e^gap) for gap <= 0, in two halves so that only the result underflows."""
+def _odds(others: Array, gap: Array, correction: Array) -> Array:
+    """S e^gap for gap <= 0, in two halves so that only the result underflows."""
     half = jnp.exp(0.5 * gap)
-    return jnp.log1p(half * (others * half) * (1.0 + error))
+    return half * (others * half) * correction
 
 
 @finish.defjvp
@@ -130,7 +149,7 @@ def _finish_jvp(
     """
     (state, temperature), (state_dot, temperature_dot) = primals, tangents
     row = finish(state, temperature, pivot_is_largest)
-    p_pivot, p_others, _ = pivot_probability(row)
+    p_pivot, p_others = row.probability, row.others
     of_others = per_term(p_others, state) * state_dot.others  # Σ_{j≠k} p_j ẋ_j
     pivot_dot = over(state_dot.pivot_logit, temperature)
     loss = of_others - p_others * pivot_dot
@@ -145,22 +164,14 @@ def _finish_jvp(
         above = over(pivot - lax.stop_gradient(pivot), temperature)
         leads = p_others * (gap + above) + p_pivot * above
         excess += lax.select(gap <= 0.0, leads, -p_pivot * gap) * step
-    return row, Row(loss, excess, jnp.zeros_like(row.top))
-
-
-def pivot_probability(row: Row) -> tuple[PerRow, PerRow, Bool[Array, "..."]]:
-    """p_k; 1 − p_k with nothing rounded away; and whether the row can move.
-
-    In a saturated row it cannot: 1 − p_k is 0, and an infinite pivot has no tangent.
-    """
-    moves = row.top != jnp.inf
-    return jnp.exp(-row.loss), -jnp.expm1(-keep(row.loss, moves)), moves
+    others = p_pivot * loss
+    return row, Row(loss, excess, jnp.zeros_like(row.top), -others, others)
 
 
 def per_term(p_others: PerRow, state: RowState) -> PerRow:
     """(1 − p_k) / S: the probability of a class for each unit of its term in S."""
     # S is 0 or at least 1. (Not max(S, 1), whose derivative JAX halves where S is 1.)
-    return p_others / jnp.maximum(state.others, 0.5)
+    return p_others / at_least(state.others, 0.5)
 
 
 def logsumexp(row: Row, temperature: Temperature | None = None) -> PerRow:

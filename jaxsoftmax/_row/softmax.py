@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsoftmax._row.row import Row, finish, of_largest, per_term, pivot_probability
+from jaxsoftmax._row.row import Row, finish, of_largest, per_term
 from jaxsoftmax._row.state import (
     RowState,
     largest_class,
@@ -21,7 +21,7 @@ from jaxsoftmax._row.state import (
 from jaxsoftmax._xla import mesh
 from jaxsoftmax._xla.dtypes import PerClass, finite, largest, widen, widen_apart
 from jaxsoftmax._xla.forms import Arrays, Operation, Tangents, is_zero, zero
-from jaxsoftmax._xla.masks import is_class, keep, spread
+from jaxsoftmax._xla.masks import at_least, is_class, keep, spread
 from jaxsoftmax._xla.mesh import AxisName, over_classes
 
 # --- softmax --------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ def _over_mesh(logits: PerClass, mesh_axis: AxisName) -> PerClass:
     here, terms, total = _exponentials_here(logits)
     rebase = jnp.exp(finite(here) - finite(mesh.maximum(here, mesh_axis)))
     total = mesh.total(total * rebase, mesh_axis)
-    return terms * (rebase / jnp.maximum(total, 1.0))[..., None]
+    return terms * (rebase / at_least(total, 1.0))[..., None]
 
 
 @_over_mesh.defjvp
@@ -137,7 +137,7 @@ def _log_softmax_jvp(mesh_axis: AxisName, primals: Arrays, tangents: Arrays) -> 
     terms = row_terms(logits, pivot, here.maximum)
     state = merge(here, pivot, logits.shape[-1], mesh_axis)
     row = finish(state, None, True)
-    p_pivot, p_others, row_moves = pivot_probability(row)
+    p_pivot, p_others, row_moves = row.probability, row.others, row.top != jnp.inf
     scale = per_term(p_others, state)
     if mesh_axis is not None:
         scale = scale * jnp.exp(finite(here.maximum) - finite(state.maximum))
@@ -157,7 +157,7 @@ def _relative_to(row: Row, logits: Array, mesh_axis: AxisName) -> Array:
     """log_softmax of logits whose row is known."""
     # max(top, −largest): a row without a class has −inf everywhere. Infinite ones share the rest.
     x = widen_apart(logits)
-    below = x - spread(jnp.maximum(row.top, -largest(row.top)), x)
+    below = x - spread(at_least(row.top, -float(largest(row.top))), x)
     # Without the barrier XLA:CPU writes short rows of `below` to memory before it subtracts.
     return keep(below, x != jnp.inf) - spread(lax.optimization_barrier(row.excess), x)
 

@@ -25,6 +25,20 @@ def keep(
     return lax.select(where, x, lax.full_like(x, otherwise))
 
 
+def at_least(x: Shaped[Array, "*s"], bound: float) -> Shaped[Array, "*s"]:
+    """max(x, bound), NaN where x is.
+
+    XLA:CPU's own maximum and minimum of a NaN and a number may be the number (JAX 0.12, in loops
+    with a reduction over some hundred classes).
+    """
+    return keep(x, ~(x < bound), bound)
+
+
+def at_most(x: Shaped[Array, "*s"], bound: float) -> Shaped[Array, "*s"]:
+    """min(x, bound), NaN where x is."""
+    return keep(x, ~(x > bound), bound)
+
+
 def nan_where(bad: Bool[Array, "*s"], x: Shaped[Array, "*s"]) -> Shaped[Array, "*s"]:
     """x, and NaN where it is bad.
 

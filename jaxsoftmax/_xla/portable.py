@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxsoftmax._xla.dtypes import Size, finite, widen
-from jaxsoftmax._xla.masks import is_class, keep, spread
+from jaxsoftmax._xla.masks import at_least, at_most, is_class, keep, spread
 from jaxsoftmax._xla.products import over_matrices, product
 
 
@@ -42,7 +42,7 @@ def row_terms(logits: Array, label: Array, maximum: Array, *scale: Array) -> Arr
     """
     # The barrier and −m keep XLA:CPU from sharing terms, or a broadcast of m, through memory.
     x = widen(lax.optimization_barrier(logits))
-    below = jnp.minimum(scaled(x + (-finite(maximum))[..., None], *scale), 0.0)
+    below = at_most(scaled(x + (-finite(maximum))[..., None], *scale), 0.0)
     return jnp.exp(keep(below, ~is_class(logits, label), -jnp.inf))
 
 
@@ -112,7 +112,7 @@ def always(i: Array) -> Array:
 def probabilities(maximum: Array, terms: Array, total: Array) -> Array:
     """Softmax of logits whose exponentials are known."""
     # A row without a class has terms 0 and total 0; where a class exists the total is at least 1.
-    return terms / jnp.maximum(total, 1.0)[..., None]
+    return terms / at_least(total, 1.0)[..., None]
 
 
 def tangent_of_probabilities(maximum: Array, terms: Array, total: Array, tangent: Array) -> Array:
@@ -145,21 +145,19 @@ def term(label_logit: Array, maximum: Array, *scale: Array) -> Array:
     below = label_logit - maximum
     for of_row in scale:
         below = below * of_row
-    return jnp.minimum(jnp.exp(below), 1.0)
+    return at_most(jnp.exp(below), 1.0)
 
 
 def sum_of_exponentials(logits: Array, maximum: Array, *scale: Array) -> Array:
     """Σ_j min(exp(x_j − m), 1)."""
-    # min(exp(·), 1) and exp(min(·, 0)) are the same; XLA:CPU has a loop of its own for exp(x − m)
-    # (JAX 0.12, 1024 x 32000 float32: 8.5 ms, against 11).
     below = scaled(widen(logits) - maximum[..., None], *scale)
-    return jnp.sum(jnp.minimum(jnp.exp(below), 1.0), axis=-1)
+    return jnp.sum(at_most(jnp.exp(below), 1.0), axis=-1)
 
 
 def exponentials(logits: Array, maximum: Array, *scale: Array) -> Array:
     """min(exp(x_j − m), 1) of logits in the accumulator's dtype."""
     # −0.0: a broadcast 0.0 that the gradient's pass needs too is written to memory by XLA:CPU.
-    return jnp.exp(jnp.minimum(scaled(logits - maximum[..., None], *scale), -0.0))
+    return jnp.exp(at_most(scaled(logits - maximum[..., None], *scale), -0.0))
 
 
 def shared_terms(logits: Array, label: Array, maximum: Array, *scale: Array) -> Array:
