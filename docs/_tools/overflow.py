@@ -68,12 +68,14 @@ def too_wide(site: pathlib.Path, chromium: str) -> list[str]:
         address = f"http://127.0.0.1:{server.server_port}/{_CHECKER}"
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=200000"]
         command = [chromium, *options, "--dump-dom", address]
-        shown = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
-        server.shutdown()
-    checker.unlink()
+        try:
+            shown = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
+        finally:
+            server.shutdown()
+            checker.unlink()
     report = re.search(r'<pre id="found">(.+?)</pre>', shown.stdout, re.DOTALL)
     if report is None:
-        raise RuntimeError(f"Chromium did not finish: {shown.stderr[-500:]}")
+        raise OSError(f"no report: {shown.stderr[-300:]}")
     result = json.loads(html.unescape(report[1]))
     assert result["done"] == len(pages)
     return [
@@ -88,7 +90,11 @@ def main(site: str) -> int:
     if chromium is None:
         print("no Chromium is installed: the width of the pages is not checked")
         return 0
-    found = too_wide(pathlib.Path(site), chromium)
+    try:
+        found = too_wide(pathlib.Path(site), chromium)
+    except (OSError, subprocess.TimeoutExpired) as problem:  # of the browser, not of a page
+        print(f"Chromium failed, and the width of the pages is not checked: {problem}")
+        return 0
     print("\n".join(found) or "no page scrolls sideways")
     return 1 if found else 0
 
