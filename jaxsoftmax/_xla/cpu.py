@@ -103,7 +103,7 @@ def sum_of_others(values: Array, logits: Array, label: Array) -> Array:
     def at_once() -> Array:
         blocks = _blocks(values, length)
         sums = lax.optimization_barrier(jnp.sum(blocks, axis=-1))
-        home = jnp.minimum(lax.div(label, jnp.int32(length)), sums.shape[-1] - 1)
+        home = _home_of(label, blocks)
         of_home = _take_block(blocks, home)
         elsewhere = jnp.sum(keep(sums, ~is_class(sums, home)), axis=-1)
         beside = keep(of_home, ~is_class(of_home, label - home * length))
@@ -144,7 +144,7 @@ def _maximum_of_others(logits: Array, label: Array) -> Array:
     if length is None:
         return portable.maximum_of_others(logits, label)
     blocks, maxima = _block_maxima(logits, length)
-    home = jnp.minimum(lax.div(label, jnp.int32(length)), maxima.shape[-1] - 1)
+    home = _home_of(label, blocks)
     elsewhere = portable.maximum_of_others(maxima, home)
     at_home = portable.maximum_of_others(_take_block(blocks, home), label - home * length)
     return jnp.maximum(elsewhere, at_home)
@@ -178,6 +178,12 @@ def _first_largest(x: Array) -> Array:
     last = float(x.shape[-1] - 1)
     places = lax.broadcasted_iota(jnp.float32, x.shape, x.ndim - 1)
     return jnp.min(keep(places, largest_or_nan, last), axis=-1).astype(jnp.int32)
+
+
+def _home_of(label: Array, blocks: Array) -> Array:
+    """The block of the label, the last one for a label that is beyond."""
+    count, length = blocks.shape[-2:]
+    return jnp.minimum(lax.div(label, jnp.int32(length)), count - 1)
 
 
 def _take_block(blocks: Array, home: Array) -> Array:

@@ -119,8 +119,7 @@ def tangent_of_probabilities(maximum: Array, terms: Array, total: Array, tangent
     """That of `probabilities`."""
     p = probabilities(maximum, terms, total)
     mean = jnp.sum(p * tangent, axis=-1)
-    moves = keep(lax.full_like(maximum, 1.0), maximum != jnp.inf)
-    return p * (tangent - spread(mean, p)) * spread(moves, p)
+    return keep(p * (tangent - spread(mean, p)), spread(maximum != jnp.inf, p))
 
 
 def others(logits: Array, label: Array) -> Array:
