@@ -16,6 +16,7 @@ from jaxsoftmax._row.state import (
     merge,
     place,
     row_state,
+    row_state_of_largest,
     row_terms,
 )
 from jaxsoftmax._xla import mesh
@@ -132,8 +133,12 @@ def _log_softmax_jvp(mesh_axis: AxisName, primals: Arrays, tangents: Arrays) -> 
     """
     (logits,), (logits_dot,) = primals, tangents
     logits_dot = widen(logits_dot)
-    pivot = largest_class(logits, mesh_axis)
-    here = RowState(*row_state(logits, pivot))
+    if mesh_axis is None:
+        *state, pivot = row_state_of_largest(logits)
+    else:
+        pivot = largest_class(logits, mesh_axis)
+        state = row_state(logits, pivot)
+    here = RowState(*state)
     terms = row_terms(logits, pivot, here.maximum)
     state = merge(here, pivot, logits.shape[-1], mesh_axis)
     row = finish(state, None, True)

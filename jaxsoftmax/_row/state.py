@@ -54,7 +54,9 @@ def _like_terms(logits: Array, pivot: Array, *_: Array) -> Array:
 # --- the state, and its terms ---------------------------------------------------------------------
 
 row_state = Operation("row_state", _like_state)
-row_state_of_largest = Operation("row_state_of_largest", _like_state)
+row_state_of_largest = Operation(
+    "row_state_of_largest", lambda x: (*_like_state(x), like_row(x).astype(jnp.int32))
+)
 row_terms = Operation("row_terms", _like_terms)
 row_state_and_terms = Operation(
     "row_state_and_terms", lambda *arrays: (*_like_state(*arrays), _like_terms(*arrays))
@@ -63,13 +65,20 @@ row_state_and_terms = Operation(
 
 @row_state_and_terms.defjvp
 def _state_and_terms_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
-    """ẋ_k, where x_k is a number that can move; Ṡ = Σ_{j≠k} exp(s (x_j − m)) · (s (x_j − m))˙."""
     logits, pivot, *scale = primals
     if logits.dtype == accumulator(logits.dtype):
         *state, terms = row_state_and_terms(logits, pivot, *scale)
     else:  # the gradient is no array of terms: each pass makes its own
         state = row_state(logits, pivot, *scale)
         terms = row_terms(logits, pivot, state[1], *scale)
+    return (*state, terms), _state_and_terms_dot(primals, state, terms, tangents)
+
+
+def _state_and_terms_dot(
+    primals: Arrays, state: Sequence[Array], terms: Array, tangents: Tangents
+) -> Tangents:
+    """ẋ_k, where x_k is a number that can move; Ṡ = Σ_{j≠k} exp(s (x_j − m)) · (s (x_j − m))˙."""
+    logits, pivot, *scale = primals
     x_dot, _, *scale_dot = tangents
     pivot_dot: Array | Zero = zero(state[0])
     if not is_zero(x_dot):
@@ -79,8 +88,7 @@ def _state_and_terms_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, T
         of_pivot = jnp.sum(keep(x_dot, is_class(logits, pivot)), axis=-1)
         pivot_dot = keep(of_pivot, jnp.abs(state[0]) != jnp.inf)
     terms_dot = terms * _exponent_dot(logits, state[1], scale, (x_dot, *scale_dot))
-    others_dot = jnp.sum(terms_dot, axis=-1)
-    return (*state, terms), (pivot_dot, zero(state[1]), others_dot, terms_dot)
+    return pivot_dot, zero(state[1]), jnp.sum(terms_dot, axis=-1), terms_dot
 
 
 def _exponent_dot(
@@ -109,8 +117,10 @@ def _state_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
 
 @row_state_of_largest.defjvp
 def _state_of_largest_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
-    pivot = largest_class(*primals)
-    return _state_jvp((*primals, pivot), (*tangents, zero(pivot)))
+    *state, pivot = row_state_of_largest(*primals)
+    terms = row_terms(*primals, pivot, state[1])
+    state_dot = _state_and_terms_dot((*primals, pivot), state, terms, (*tangents, zero(pivot)))
+    return (*state, pivot), (*state_dot[:3], zero(pivot))
 
 
 @row_terms.defjvp

@@ -1,47 +1,34 @@
 """Rows of logits as XLA:CPU runs them fastest, in a program that it runs by itself.
 
 XLA:CPU fuses no index mask into a reduction: it writes the masked logits to memory first. So the
-label's entry is gathered, maxima and sums of the others are of blocks of which only the label's is
-read again, and the label's term is subtracted from a sum over all classes. Each form names what it
+label's entry is gathered, the maximum of the others is the largest or the second largest number of
+the row, and the label's term is subtracted from a sum over all classes. Each form names what it
 saves. When the compiler no longer needs them, this file can be deleted.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-
 import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxsoftmax._xla import portable
-from jaxsoftmax._xla.dtypes import Size, accumulator, finite, widen
+from jaxsoftmax._xla.cpu_largest import divisor_near, in_blocks, is_small, take_block, two_largest
+from jaxsoftmax._xla.dtypes import Size, accumulator, finite, largest, widen
 from jaxsoftmax._xla.masks import at_least, is_class, keep
 from jaxsoftmax._xla.products import over_matrices, product
-from jaxsoftmax._xla.shardings import zeros_as
 
 _FEWEST_CLASSES = 64  # below this a mask costs nothing
-# The label's block is read into an array of its own, C/64 numbers a row beside 64 maxima. Where a
-# gradient of C numbers a row is computed as well, the block uses its memory.
-_BLOCKS = 64
+_BLOCKS = 64  # of a row whose sum leaves out the label's block
 _LONGEST_ROW = 32768
 _SMALLEST_BAND = 32
 
 
 def row_state(logits: Array, label: Array, *scale: Array) -> tuple[Array, Array, Array]:
     """As `portable.row_state`."""
-    label_logit, maximum = entry(logits, label), widen(_maximum_of_others(logits, label))
-    total = _sum_of_exponentials(logits, finite(maximum), *scale)
-    of_label = _decay(label_logit - finite(maximum), *scale)
-    others = portable.without_label(total, of_label, label, logits.shape[-1])
-    infinite = maximum == jnp.inf
-    # Each infinite logit added 0.
-    count = lax.cond(
-        jnp.any(infinite),
-        lambda: _count_of_infinite(logits, label),
-        lambda: zeros_as(label),
-    )
-    return label_logit, maximum, others + keep(count.astype(others.dtype), infinite)
+    label_logit = entry(logits, label)
+    own = _own(label_logit, logits, label)
+    maximum = _maximum_of_others(logits, own)
+    return label_logit, maximum, _others(logits, own, maximum, *scale)
 
 
 def row_state_and_terms(
@@ -52,7 +39,8 @@ def row_state_and_terms(
     Beside a gradient XLA:CPU writes the terms to memory, to overwrite them with the gradient. They
     are summed before the label is masked (JAX 0.12, 1024 x 32000: 104 ms, masked first 145).
     """
-    label_logit, maximum = entry(logits, label), widen(_maximum_of_others(logits, label))
+    label_logit = entry(logits, label)
+    maximum = _maximum_of_others(logits, _own(label_logit, logits, label))
     terms = portable.exponentials(logits, finite(maximum), *scale)
     total = jnp.sum(terms, axis=-1)
     of_label = portable.term(label_logit, finite(maximum), *scale)
@@ -60,9 +48,10 @@ def row_state_and_terms(
     return label_logit, maximum, others, keep(terms, ~is_class(logits, label))
 
 
-def row_state_of_largest(logits: Array) -> tuple[Array, Array, Array]:
+def row_state_of_largest(logits: Array) -> tuple[Array, Array, Array, Array]:
     """As `portable.row_state_of_largest`."""
-    return row_state(logits, largest_class(logits))
+    top, maximum, label = two_largest(logits)
+    return top, maximum, _others(logits, top, maximum), label
 
 
 def softmax(logits: Array) -> Array:
@@ -97,101 +86,85 @@ def _exponentials(logits: Array) -> tuple[Array, Array, Array]:
 def sum_of_others(values: Array, logits: Array, label: Array) -> Array:
     """As `portable.sum_of_others`, of blocks: at once where all classes exist, else in turn."""
     length = _block_length(logits.shape[-1])
-    if length is None:
+    if length is None or is_small(values):
         return portable.sum_of_others(values, logits, label)
 
     def at_once() -> Array:
-        blocks = _blocks(values, length)
+        blocks = in_blocks(values, length)
         sums = lax.optimization_barrier(jnp.sum(blocks, axis=-1))
-        home = _home_of(label, blocks)
-        of_home = _take_block(blocks, home)
+        # The last one for a label that is beyond.
+        home = jnp.minimum(lax.div(label, jnp.int32(length)), blocks.shape[-2] - 1)
+        of_home = take_block(blocks, home)
         elsewhere = jnp.sum(keep(sums, ~is_class(sums, home)), axis=-1)
         beside = keep(of_home, ~is_class(of_home, label - home * length))
         return elsewhere + jnp.sum(beside, axis=-1)
 
-    return lax.cond(
-        jnp.min(logits) > -jnp.inf,
-        at_once,
-        lambda: _block_by_block(portable.sum_of_others, label, values, logits),
-    )
+    def in_turn() -> Array:
+        """One block in memory at a time."""
+
+        def add(k: Array, total: Array) -> Array:
+            start = k * length
+            of_values, of_logits = (
+                lax.dynamic_slice_in_dim(x, start, length, -1) for x in (values, logits)
+            )
+            return total + portable.sum_of_others(of_values, of_logits, label - start)
+
+        steps = logits.shape[-1] // length
+        return lax.fori_loop(0, steps, add, lax.full_like(label, 0, values.dtype))
+
+    return lax.cond(jnp.min(logits) > -jnp.inf, at_once, in_turn)
 
 
 def largest_class(logits: Array) -> Array:
     """As `portable.largest_class`, in the block that holds it."""
-    length = _block_length(logits.shape[-1])
-    if length is None:
-        return portable.largest_class(logits)
-    blocks, maxima = _block_maxima(logits, length)
-    home = _first_largest(maxima)
-    return home * length + _first_largest(_take_block(blocks, home))
+    return two_largest(logits)[-1]
 
 
 def entry(logits: Array, label: Array) -> Array:
     """As `portable.entry`, by index; among few classes a mask fuses with what follows."""
-    if isinstance(logits.shape[-1], int) and logits.shape[-1] < _FEWEST_CLASSES:
+    if _is_short(logits.shape[-1]):
         return portable.entry(logits, label)
-    home = jnp.minimum(label, logits.shape[-1] - 1)[..., None]
-    found = _gather(logits, home, logits.ndim - 1)[..., 0]
+    place = jnp.minimum(label, logits.shape[-1] - 1)[..., None]
+    found = jnp.take_along_axis(logits, place, axis=-1, mode="promise_in_bounds")[..., 0]
     return keep(widen(found), label < logits.shape[-1])
 
 
 # --- parts of these -------------------------------------------------------------------------------
 
 
-def _maximum_of_others(logits: Array, label: Array) -> Array:
-    """By blocks (JAX 0.10.2, 1024 x 32000 float32: 2.3 ms, by a mask 33 ms and a copy)."""
-    length = _block_length(logits.shape[-1])
-    if length is None:
-        return portable.maximum_of_others(logits, label)
-    blocks, maxima = _block_maxima(logits, length)
-    home = _home_of(label, blocks)
-    elsewhere = portable.maximum_of_others(maxima, home)
-    at_home = portable.maximum_of_others(_take_block(blocks, home), label - home * length)
-    return jnp.maximum(elsewhere, at_home)
+def _own(label_logit: Array, logits: Array, label: Array) -> Array:
+    """The label's logit, −inf where it is none of these classes."""
+    return keep(label_logit, label < logits.shape[-1], -jnp.inf)
+
+
+def _maximum_of_others(logits: Array, own: Array) -> Array:
+    """The second largest number where the label's own is the largest, else the largest.
+
+    (A mask would cost a copy of the logits.)
+    """
+    top, second, _ = two_largest(logits)
+    return lax.optimization_barrier(lax.select(own < top, top, second))
+
+
+def _others(logits: Array, own: Array, maximum: Array, *scale: Array) -> Array:
+    """S: the sum over all classes less the term of the label's own logit."""
+    if _is_short(logits.shape[-1]):
+        total = portable.sum_of_exponentials(logits, finite(maximum), *scale)
+        return total - portable.term(own, finite(maximum), *scale)
+    total = _sum_of_exponentials(logits, finite(maximum), *scale)
+    others = total - _decay(own - finite(maximum), *scale)
+    return _with_infinite(others, logits, own, maximum)
+
+
+def _is_short(classes: Size) -> bool:
+    return isinstance(classes, int) and classes < _FEWEST_CLASSES  # or a symbolic dimension
 
 
 def _block_length(classes: Size) -> int | None:
     """The divisor of C that makes nearest to `_BLOCKS` blocks of a row; None without one."""
-    if not isinstance(classes, int) or classes < _FEWEST_CLASSES:  # or a symbolic dimension
+    if not isinstance(classes, int) or _is_short(classes):
         return None
-    lengths = [b for b in range(16, classes // 2 + 1) if classes % b == 0]
-    return min(lengths, key=lambda b: abs(math.log(b * _BLOCKS / classes)), default=None)
-
-
-def _blocks(x: Array, length: int) -> Array:
-    """The row as blocks [..., B, C/B]."""
-    return x.reshape(*x.shape[:-1], x.shape[-1] // length, length)
-
-
-def _block_maxima(logits: Array, length: int) -> tuple[Array, Array]:
-    """The blocks and the maximum of each.
-
-    Without the barrier XLA makes of their maximum another pass over the row.
-    """
-    blocks = _blocks(logits, length)
-    return blocks, lax.optimization_barrier(jnp.max(blocks, axis=-1))
-
-
-def _first_largest(x: Array) -> Array:
-    """As `portable.largest_class`: XLA:CPU's argmax takes one number after another, 2 ns each."""
-    largest_or_nan = (x == jnp.max(x, axis=-1, keepdims=True)) | jnp.isnan(x)
-    last = float(x.shape[-1] - 1)
-    places = lax.broadcasted_iota(jnp.float32, x.shape, x.ndim - 1)
-    return jnp.min(keep(places, largest_or_nan, last), axis=-1).astype(jnp.int32)
-
-
-def _home_of(label: Array, blocks: Array) -> Array:
-    """The block of the label, the last one for a label that is beyond."""
-    count, length = blocks.shape[-2:]
-    return jnp.minimum(lax.div(label, jnp.int32(length)), count - 1)
-
-
-def _take_block(blocks: Array, home: Array) -> Array:
-    return _gather(blocks, home[..., None, None], blocks.ndim - 2)[..., 0, :]
-
-
-def _gather(x: Array, index: Array, axis: int) -> Array:
-    return jnp.take_along_axis(x, index, axis=axis, mode="promise_in_bounds")
+    return divisor_near(classes, classes / _BLOCKS)
 
 
 def _sum_of_exponentials(logits: Array, maximum: Array, *scale: Array) -> Array:
@@ -223,26 +196,22 @@ def _decay(distance: Array, *scale: Array) -> Array:
     return jnp.exp(-jnp.abs(distance))
 
 
-def _count_of_infinite(logits: Array, label: Array) -> Array:
-    def count(logits: Array, label: Array) -> Array:
-        counted = (logits == jnp.inf) & ~is_class(logits, label)
-        return jnp.sum(counted, axis=-1, dtype=jnp.int32)
+def _with_infinite(others: Array, logits: Array, own: Array, maximum: Array) -> Array:
+    """The sum of the others, to which each at +inf has added 0, and now adds 1.
 
-    return _block_by_block(count, label, logits)
+    They are counted where there are any, by arithmetic that XLA:CPU runs as one loop: a mask would
+    be written to memory.
+    """
 
+    def is_infinite(x: Array) -> Array:
+        most = lax.full_like(x, largest(logits))
+        return lax.min(lax.max(x, most) - most, lax.full_like(x, 1.0))
 
-def _block_by_block(f: Callable[..., Array], label: Array, *arrays: Array) -> Array:
-    """The sum of f(*arrays, label) over the blocks, of which one at a time is in memory."""
-    classes = arrays[0].shape[-1]
-    length = _block_length(classes)
-    if length is None:
-        return f(*arrays, label)
+    def counted() -> Array:
+        return others + (jnp.sum(is_infinite(widen(logits)), axis=-1) - is_infinite(own))
 
-    def block(k: Array) -> Array:
-        of_arrays = (lax.dynamic_slice_in_dim(x, k * length, length, -1) for x in arrays)
-        return f(*of_arrays, label - k * length)
-
-    return lax.fori_loop(1, classes // length, lambda k, sum: sum + block(k), block(jnp.int32(0)))
+    none = jnp.max(maximum) < jnp.inf  # False where one is NaN
+    return lax.cond(none, lambda: others, counted)
 
 
 def _pieces(classes: Size) -> int:

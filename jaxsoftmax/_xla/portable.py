@@ -46,9 +46,10 @@ def row_terms(logits: Array, label: Array, maximum: Array, *scale: Array) -> Arr
     return jnp.exp(keep(below, ~is_class(logits, label), -jnp.inf))
 
 
-def row_state_of_largest(logits: Array) -> tuple[Array, Array, Array]:
-    """The state of each row with its largest class for the label."""
-    return row_state(logits, largest_class(logits))
+def row_state_of_largest(logits: Array) -> tuple[Array, Array, Array, Array]:
+    """The state of each row with its largest class for the label, and that class."""
+    label = largest_class(logits)
+    return *row_state(logits, label), label
 
 
 def row_exponentials(logits: Array) -> tuple[Array, Array, Array]:
