@@ -12,22 +12,29 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxsoftmax._xla import portable
-from jaxsoftmax._xla.cpu_largest import divisor_near, in_blocks, is_small, take_block, two_largest
+from jaxsoftmax._xla.cpu_largest import (
+    divisor_near,
+    in_blocks,
+    is_small,
+    maxima_of_blocks,
+    take_block,
+    two_largest,
+)
 from jaxsoftmax._xla.dtypes import Size, accumulator, finite, largest, widen
 from jaxsoftmax._xla.masks import at_least, is_class, keep
 from jaxsoftmax._xla.products import over_matrices, product
 
 _FEWEST_CLASSES = 64  # below this a mask costs nothing
 _BLOCKS = 64  # of a row whose sum leaves out the label's block
+_SHORT_BLOCK = 50.0  # numbers whose maximum is as fast to find as that of the row
 _LONGEST_ROW = 32768
 _SMALLEST_BAND = 32
 
 
 def row_state(logits: Array, label: Array, *scale: Array) -> tuple[Array, Array, Array]:
     """As `portable.row_state`."""
-    label_logit = entry(logits, label)
-    own = _own(label_logit, logits, label)
-    maximum = _maximum_of_others(logits, own)
+    label_logit, maximum = entry(logits, label), _maximum_of_others(logits, label)
+    own = keep(label_logit, label < logits.shape[-1], -jnp.inf)
     return label_logit, maximum, _others(logits, own, maximum, *scale)
 
 
@@ -39,8 +46,7 @@ def row_state_and_terms(
     Beside a gradient XLA:CPU writes the terms to memory, to overwrite them with the gradient. They
     are summed before the label is masked (JAX 0.12, 1024 x 32000: 104 ms, masked first 145).
     """
-    label_logit = entry(logits, label)
-    maximum = _maximum_of_others(logits, _own(label_logit, logits, label))
+    label_logit, maximum = entry(logits, label), _maximum_of_others(logits, label)
     terms = portable.exponentials(logits, finite(maximum), *scale)
     total = jnp.sum(terms, axis=-1)
     of_label = portable.term(label_logit, finite(maximum), *scale)
@@ -91,9 +97,7 @@ def sum_of_others(values: Array, logits: Array, label: Array) -> Array:
 
     def at_once() -> Array:
         blocks = in_blocks(values, length)
-        sums = lax.optimization_barrier(jnp.sum(blocks, axis=-1))
-        # The last one for a label that is beyond.
-        home = jnp.minimum(lax.div(label, jnp.int32(length)), blocks.shape[-2] - 1)
+        sums, home = lax.optimization_barrier(jnp.sum(blocks, axis=-1)), _home(label, blocks)
         of_home = take_block(blocks, home)
         elsewhere = jnp.sum(keep(sums, ~is_class(sums, home)), axis=-1)
         beside = keep(of_home, ~is_class(of_home, label - home * length))
@@ -132,22 +136,21 @@ def entry(logits: Array, label: Array) -> Array:
 # --- parts of these -------------------------------------------------------------------------------
 
 
-def _own(label_logit: Array, logits: Array, label: Array) -> Array:
-    """The label's logit, −inf where it is none of these classes."""
-    return keep(label_logit, label < logits.shape[-1], -jnp.inf)
-
-
-def _maximum_of_others(logits: Array, own: Array) -> Array:
-    """The second largest number where the label's own is the largest, else the largest.
-
-    (A mask would cost a copy of the logits.)
-    """
-    top, second, _ = two_largest(logits)
-    return lax.optimization_barrier(lax.select(own < top, top, second))
+def _maximum_of_others(logits: Array, label: Array) -> Array:
+    """Of the maxima of blocks, and the label's block (a mask would cost a copy of the logits)."""
+    length = _block_length(logits.shape[-1], _SHORT_BLOCK)
+    if length is None:
+        return widen(portable.maximum_of_others(logits, label))
+    blocks = in_blocks(logits, length)
+    maxima, home = maxima_of_blocks(blocks), _home(label, blocks)
+    elsewhere = portable.maximum_of_others(maxima, home)
+    at_home = portable.maximum_of_others(take_block(blocks, home), label - home * length)
+    # Computed once, not in each loop that reads it.
+    return lax.optimization_barrier(widen(lax.max(elsewhere, at_home)))
 
 
 def _others(logits: Array, own: Array, maximum: Array, *scale: Array) -> Array:
-    """S: the sum over all classes less the term of the label's own logit."""
+    """S: the sum over all classes less the term of the label's own logit, −inf if it has none."""
     if _is_short(logits.shape[-1]):
         total = portable.sum_of_exponentials(logits, finite(maximum), *scale)
         return total - portable.term(own, finite(maximum), *scale)
@@ -160,11 +163,17 @@ def _is_short(classes: Size) -> bool:
     return isinstance(classes, int) and classes < _FEWEST_CLASSES  # or a symbolic dimension
 
 
-def _block_length(classes: Size) -> int | None:
-    """The divisor of C that makes nearest to `_BLOCKS` blocks of a row; None without one."""
+def _block_length(classes: Size, wanted: float | None = None) -> int | None:
+    """The divisor of C that is nearest to C / `_BLOCKS`, or to what is wanted; None without one."""
     if not isinstance(classes, int) or _is_short(classes):
         return None
-    return divisor_near(classes, classes / _BLOCKS)
+    return divisor_near(classes, wanted or classes / _BLOCKS)
+
+
+def _home(label: Array, blocks: Array) -> Array:
+    """The block of the label, the last one for a label that is beyond."""
+    count, length = blocks.shape[-2:]
+    return jnp.minimum(lax.div(label, jnp.int32(length)), count - 1)
 
 
 def _sum_of_exponentials(logits: Array, maximum: Array, *scale: Array) -> Array:

@@ -39,9 +39,7 @@ def _by_levels(x: Array, levels: int) -> tuple[Array, Array, Array]:
     if length is None:
         return _in_one_loop(x)
     blocks = in_blocks(x, length)
-    # Without the barrier XLA makes of their maximum another pass over the row.
-    maxima = lax.optimization_barrier(jnp.max(blocks, axis=-1))
-    top, elsewhere, home = _by_levels(maxima, levels - 1)
+    top, elsewhere, home = _by_levels(maxima_of_blocks(blocks), levels - 1)
     _, at_home, place = _in_one_loop(take_block(blocks, home))
     return top, lax.max(elsewhere, at_home), home * length + place
 
@@ -69,6 +67,11 @@ def is_small(x: Array) -> bool:
 def in_blocks(x: Array, length: int) -> Array:
     """The row as blocks [..., B, C/B]."""
     return x.reshape(*x.shape[:-1], x.shape[-1] // length, length)
+
+
+def maxima_of_blocks(blocks: Array) -> Array:
+    """Without the barrier XLA makes of their maximum another pass over the row."""
+    return lax.optimization_barrier(jnp.max(blocks, axis=-1))
 
 
 def take_block(blocks: Array, home: Array) -> Array:
