@@ -43,8 +43,16 @@ def pytest_addoption(parser):
     )
 
 
+# Thousands of small programs, each run once or twice: their compilation is what takes time. The
+# exhaustive run has the code that users run.
+QUICK_COMPILATION = " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
 def pytest_configure(config):
-    settings.load_profile("exhaustive" if config.getoption("--exhaustive") else "default")
+    exhaustive = config.getoption("--exhaustive")
+    settings.load_profile("exhaustive" if exhaustive else "default")
+    if not exhaustive:
+        os.environ["XLA_FLAGS"] += QUICK_COMPILATION  # before JAX has a backend
 
 
 def pytest_collection_modifyitems(config, items):

@@ -47,6 +47,7 @@ def beyond_the_accumulator(compiled: Any, features: int, classes: int) -> int:
     return compiled.memory_analysis().temp_size_in_bytes - 4 * features * classes
 
 
+@pytest.mark.exhaustive(every=15, cover=False)
 @pytest.mark.parametrize(("generation", "features", "classes", "kind"), CASES)
 def test_temporaries(generation, features, classes, kind):
     compiled = program(generation, features, classes, kind)
@@ -58,6 +59,7 @@ def test_temporaries(generation, features, classes, kind):
     assert not re.findall(rf"= \w+{shape}\S* (?:copy|transpose)\(.*", compiled.as_text())
 
 
+@pytest.mark.exhaustive(every=4, cover=False)
 @pytest.mark.parametrize(
     ("generation", "kind"), [("v5e", "plain"), ("v5e", "tied"), ("v5p", "plain"), ("v6e", "tied")]
 )
@@ -73,6 +75,7 @@ def test_undifferentiated_no_logits_are_written(generation, kind):
     assert compiled.memory_analysis().temp_size_in_bytes < MIB + 2 * TOKENS * features
 
 
+@pytest.mark.exhaustive(every=3, cover=False)
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_cross_entropy_reads_the_logits_once_and_for_its_gradient_once_more(generation):
     shape = (TOKENS, 128256)
@@ -87,6 +90,7 @@ def test_cross_entropy_reads_the_logits_once_and_for_its_gradient_once_more(gene
         assert compiled.memory_analysis().temp_size_in_bytes < MIB
 
 
+@pytest.mark.exhaustive(every=2, cover=False)
 @pytest.mark.parametrize("kind", KERNELS)
 def test_temporaries_of_small_chunks(kind):
     features, classes = SIZES[-1]
@@ -94,6 +98,7 @@ def test_temporaries_of_small_chunks(kind):
     assert beyond_the_accumulator(compiled, features, classes) < SMALL_CHUNK_MEMORY
 
 
+@pytest.mark.exhaustive(every=6, cover=False)
 @pytest.mark.parametrize("generation", GENERATIONS)
 @pytest.mark.parametrize("kind", KERNELS)
 def test_streamed_gradients_need_no_accumulator(generation, kind):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from test_debugging import nans_found
+from loss_cases import FAST
+from test_debugging import checked
 
 import jaxsoftmax as js
 
 INF = float("inf")
 BETAS = (0.0, 0.25, 0.5, 1.0)
+each_beta = pytest.mark.parametrize(
+    "beta", [0.0, 0.25, pytest.param(0.5, marks=pytest.mark.exhaustive), 1.0]
+)
 _random = np.random.default_rng(5)
 X, Y = _random.normal(size=(2, 4, 6))
 
@@ -59,7 +63,7 @@ def definition(x, y, beta, temperature):
 
 @pytest.mark.parametrize("offset", [0.0, 100.0])
 @pytest.mark.parametrize("noise", [3.0, 0.3, 1e-2, 1e-4, 1e-6])
-@pytest.mark.parametrize("beta", BETAS)
+@each_beta
 def test_relative_accuracy(beta, noise, offset):
     """However close the rows are: the divergences go down to 1e-13."""
     y = (3 * _random.normal(size=(1, 200))).astype(np.float32)
@@ -71,28 +75,34 @@ def test_relative_accuracy(beta, noise, offset):
 def test_equal_logits_are_exactly_0():
     x = jnp.asarray(X, jnp.float32)
     for beta in BETAS:
-        value, gradients = jax.value_and_grad(partial(js.kl_divergence, beta=beta), (0, 1))(x, x)
+        f = jax.value_and_grad(partial(js.kl_divergence, beta=beta), (0, 1))
+        value, gradients = jax.jit(f)(x, x)
         assert value == 0.0
         for gradient in gradients:
             np.testing.assert_array_equal(gradient, 0.0)
 
 
-@pytest.mark.parametrize("beta", BETAS)
+@cache
+def everything_of(f, beta):
+    """Value, gradients of both and of the temperature, and a product with the Hessian."""
+    arguments = (0, 1, 2)
+
+    def everything(at, dots):
+        g = lambda x, y, t: f(x, y, beta=beta, temperature=t)  # noqa: E731
+        return jax.value_and_grad(g, arguments)(*at), jax.jvp(jax.grad(g, arguments), at, dots)[1]
+
+    return jax.jit(everything, compiler_options=FAST)
+
+
+@each_beta
 @pytest.mark.parametrize("temperature", [1.0, 1.7])
 @pytest.mark.parametrize("close", [1.0, 1e-3])
 def test_derivatives(close, temperature, beta):
-    """Value, gradients of both and of the temperature, and a product with the Hessian."""
     with jax.enable_x64(True):
         y, t = jnp.asarray(Y), jnp.asarray(temperature)
         x = y + close * jnp.asarray(X)
         at, dots = (x, y, t), (jnp.cos(x), jnp.sin(y), jnp.asarray(0.3))
-
-        def everything(f):
-            g = jax.value_and_grad(f, (0, 1, 2))
-            return jax.jit(lambda *a: (g(*a), jax.jvp(jax.grad(f, (0, 1, 2)), a, dots)[1]))(*at)
-
-        ours = everything(lambda x, y, t: js.kl_divergence(x, y, beta=beta, temperature=t))
-        theirs = everything(lambda x, y, t: definition(x, y, beta, t))
+        ours, theirs = (everything_of(f, beta)(at, dots) for f in (js.kl_divergence, definition))
         for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12)
 
@@ -117,19 +127,23 @@ EDGES = [
 ]
 
 
-@pytest.mark.parametrize("beta", BETAS)
+@cache
+def checked_for_nan(beta):
+    return checked(jax.value_and_grad(partial(js.kl_divergence, beta=beta), (0, 1)))
+
+
+@each_beta
 @pytest.mark.parametrize(("x", "y"), EDGES)
 def test_edges(x, y, beta):
     x, y = jnp.array([x], jnp.float32), jnp.array([y], jnp.float32)
-    f = partial(js.kl_divergence, beta=beta)
     expected = min(float(exact(x[0], y[0], beta)), np.inf)
-    value, gradients = jax.value_and_grad(f, (0, 1))(x, y)
+    error, (value, gradients) = checked_for_nan(beta)(x, y)
+    assert error.get() is None
     np.testing.assert_allclose(value, expected, rtol=0.2 if expected > 1e30 else 1e-6)
     assert all(np.isfinite(g).all() for g in gradients)
-    assert nans_found(jax.value_and_grad(f, (0, 1)), x, y) is None
 
 
-@pytest.mark.parametrize("beta", BETAS)
+@each_beta
 def test_rows_without_a_class(beta):
     """Nothing weighs where the distribution that weighs has no class."""
     nothing, some = jnp.full((1, 3), -INF), jnp.array([[1.0, 2.0, 3.0]])
@@ -167,12 +181,22 @@ def test_options():
 def test_vmap():
     x, y = jnp.asarray(X, jnp.float32), jnp.asarray(Y, jnp.float32)
     f = jax.grad(partial(js.kl_divergence, beta=0.25, reduction="sum"))
-    np.testing.assert_allclose(jax.vmap(f)(x, y), f(x, y), rtol=2e-6, atol=1e-7)
-    np.testing.assert_allclose(
-        jax.vmap(f, (0, None))(x, y[0])[0], f(x[0], y[0]), rtol=2e-6, atol=1e-7
-    )
+
+    def all_of(x, y):
+        return jax.vmap(f)(x, y), f(x, y), jax.vmap(f, (0, None))(x, y[0])[0], f(x[0], y[0])
+
+    mapped, together, of_one, alone = jax.jit(all_of, compiler_options=FAST)(x, y)
+    np.testing.assert_allclose(mapped, together, rtol=2e-6, atol=1e-7)
+    np.testing.assert_allclose(of_one, alone, rtol=2e-6, atol=1e-7)
 
 
+@cache
+def of_whole_rows(beta):
+    f = partial(js.kl_divergence, beta=beta, temperature=0.8)
+    return jax.jit(jax.value_and_grad(f, (0, 1)), compiler_options=FAST)(X, Y)
+
+
+@pytest.mark.exhaustive(every=3, cover=False)
 @pytest.mark.parametrize("check_vma", [True, False])
 @pytest.mark.parametrize("beta", BETAS)
 def test_across_shards(beta, check_vma):
@@ -183,12 +207,8 @@ def test_across_shards(beta, check_vma):
         partial(f, axis_name="m"), mesh=mesh, in_specs=specs, out_specs=P(), check_vma=check_vma
     )
     with jax.enable_x64(True):
-        x, y = jnp.asarray(X), jnp.asarray(Y)
-        for a, b in zip(
-            jax.tree.leaves(jax.jit(jax.value_and_grad(sharded, (0, 1)))(x, y)),
-            jax.tree.leaves(jax.value_and_grad(f, (0, 1))(x, y)),
-            strict=True,
-        ):
+        found = jax.jit(jax.value_and_grad(sharded, (0, 1)), compiler_options=FAST)(X, Y)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(of_whole_rows(beta)), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15)
 
 

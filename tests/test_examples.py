@@ -70,12 +70,14 @@ def test_every_member_of_the_ensemble_learns_and_together_they_predict_better():
     assert variables["together"] < float(variables["alone"].mean())
 
 
+@pytest.mark.exhaustive
 def test_the_policy_gets_better_from_rewards_alone():
     rewards = run_here("policy_gradient")["rewards"]
     assert np.mean(rewards[:5]) < 0.25
     assert np.mean(rewards[-5:]) > 0.75
 
 
+@pytest.mark.exhaustive
 def test_students_come_close_to_their_teacher(tmp_path):
     picture = tmp_path / "distillation.png"
     small = ["--steps", "60", "--batch", "8", "--width", "32", "--rate", "1e-2"]
@@ -98,6 +100,7 @@ def test_students_come_close_to_their_teacher(tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.exhaustive
 def test_the_usual_loss_collapses_and_ours_does_not(tmp_path, monkeypatch, capsys):
     picture = tmp_path / "collapse.png"
     options = ["--modulus", "23", "--steps", "2000", "--output", str(picture)]
@@ -128,6 +131,7 @@ def test_digits_learns_and_draws(tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.exhaustive
 def test_digits_says_that_it_did_not_learn(tmp_path):
     done = run("digits.py", "--epochs", "1", "--output", str(tmp_path / "digits.png"))
     assert done.returncode != 0

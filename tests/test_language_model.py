@@ -29,6 +29,7 @@ def numbers(text: str, pattern: str) -> list[float]:
     return [float(number.replace(",", "")) for number in re.findall(pattern, text)]
 
 
+@pytest.mark.exhaustive
 def test_it_learns_more_than_the_frequencies_of_words(tmp_path):
     picture = tmp_path / "model.png"
     done = run(picture, *SMALL, "--steps", "200", "--rate", "1e-2")
@@ -48,6 +49,7 @@ def test_it_learns_more_than_the_frequencies_of_words(tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.exhaustive
 def test_over_a_mesh_it_is_the_same_loss_and_sends_less(tmp_path):
     done = run(tmp_path / "model.png", *SMALL, "--steps", "1", "--fsdp", "2", "--tensor", "2")
     assert "A step over 2 fsdp x 2 tensor" in done.stdout, done.stdout + done.stderr

@@ -114,7 +114,7 @@ def row_case(function, kind, row):
     return linear_case(function, table.SOFT * exists, options)
 
 
-@pytest.mark.exhaustive(every=4, cover=False)
+@pytest.mark.exhaustive(every=6, cover=False)
 @pytest.mark.parametrize(
     ("kind", "row"),
     [("classes", row) for row in ROWS | INDEX_ROWS]
@@ -141,7 +141,7 @@ def test_every_option(kind, row, x64):
     table.assert_close(curvature, expected, table.DIFFERENCED, "curvature")
 
 
-@pytest.mark.exhaustive(every=2, cover=False)
+@pytest.mark.exhaustive(every=4, cover=False)
 # One row for each rule: of a sum, and of rows by themselves.
 @pytest.mark.parametrize(
     ("kind", "row"),
@@ -517,7 +517,7 @@ def test_a_tied_embedding_learns_from_both_of_its_uses():
         np.testing.assert_allclose(gradient(embedding, way), expected, rtol=0, atol=1e-7)
 
 
-@pytest.mark.exhaustive(every=3)
+@pytest.mark.exhaustive(every=3, cover=False)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("size", [(40, 300, 8), (50, 8, 300), (7, 1, 50), (7, 50, 1), (9, 2, 2)])
 def test_tied_embeddings_of_any_size(size, dtype):

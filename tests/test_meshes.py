@@ -7,7 +7,7 @@ nothing that crosses inside a loop. The mesh is of eight virtual CPU devices (co
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from loss_cases import FAST
 
 import jaxsoftmax as js
 from benchmarks import collectives
@@ -147,44 +148,54 @@ def streamed(h, w, y):
 LOSSES = {f.__name__: f for f in (mean, everything, none, statistics, soft, reference, streamed)}
 
 
-@pytest.mark.exhaustive(every=8, thin=2)
+@cache
+def on_one_device(loss):
+    """Value and gradients as one program, and what it gives on one device."""
+    f = jax.jit(jax.value_and_grad(LOSSES[loss], (0, 1)), compiler_options=FAST)
+    return f, f(*arrays_of())
+
+
+@pytest.mark.exhaustive(every=13, thin=3, cover=False)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_value_and_gradients(name, loss, kind):
-    layout, f = LAYOUTS[name], jax.value_and_grad(LOSSES[loss], (0, 1))
-    arrays = arrays_of()
-    expected = jax.jit(f)(*map(jnp.asarray, arrays))
+    layout, (f, expected) = LAYOUTS[name], on_one_device(loss)
     mesh = mesh_of(layout, KINDS[kind])
-    given = put(arrays, layout[1:], mesh)
-    value, gradients = found = jax.jit(f)(*given)
+    given = put(arrays_of(), layout[1:], mesh)
+    value, gradients = found = f(*given)
     assert_close(found, expected)
     assert value.shape == ()
     if loss in ("mean", "none", "statistics"):
         assert reads(gradients[0], layout.hidden)
         assert reads(gradients[1], layout.kernel)
     with jax.set_mesh(mesh):
-        assert_close(jax.jit(f)(*given), expected)
+        assert_close(f(*given), expected)
 
 
-@pytest.mark.exhaustive(every=8, thin=3)
+@cache
+def products_on_one_device(loss):
+    """The loss forward, and a product with its Hessian."""
+    h, w, y = arrays_of()
+
+    def products(h, w, y, *directions):
+        along = lambda h, w: LOSSES[loss](h, w, y)  # noqa: E731
+        forward = jax.jvp(along, (h, w), directions)
+        return forward, jax.jvp(jax.grad(along, (0, 1)), (h, w), directions)
+
+    f = jax.jit(products, compiler_options=FAST)
+    arrays = (h, w, y, np.cos(h), np.sin(w))
+    return f, arrays, f(*arrays)
+
+
+@pytest.mark.exhaustive(every=13, thin=5, cover=False)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("loss", ["mean", "none", "streamed"])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_hessian_vector_products_and_forward_mode(name, loss, kind):
-    layout, f = LAYOUTS[name], LOSSES[loss]
-    h, w, y = arrays_of()
-    directions = (np.cos(h), np.sin(w))
-
-    def products(h, w, y, *directions):
-        along = lambda h, w: f(h, w, y)  # noqa: E731
-        forward = jax.jvp(along, (h, w), directions)
-        return forward, jax.jvp(jax.grad(along, (0, 1)), (h, w), directions)
-
-    expected = jax.jit(products)(*map(jnp.asarray, (h, w, y, *directions)))
-    mesh = mesh_of(layout, KINDS[kind])
+    layout, (f, arrays, expected) = LAYOUTS[name], products_on_one_device(loss)
     specs = (*layout[1:], layout.hidden, layout.kernel)
-    assert_close(jax.jit(products)(*put((h, w, y, *directions), specs, mesh)), expected)
+    assert_close(f(*put(arrays, specs, mesh_of(layout, KINDS[kind]))), expected)
 
 
 def test_reverse_over_reverse():
@@ -339,9 +350,9 @@ def compiled_step(loss, layout, kind, arrays, micro_batches=2):
         return jitted.lower(master, state, h, y).compile(), (master, state, h, y)
 
 
-@pytest.mark.exhaustive(every=6, thin=2)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.exhaustive(every=5, thin=2, cover=False)
 @pytest.mark.parametrize("name", [n for n in LAYOUTS if n != "labels alone"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_training_step(name, kind):
     """The step of one device; the kernel and its gradient cross outside of the loop over chunks."""
     layout = LAYOUTS[name]
@@ -365,7 +376,7 @@ def test_a_training_step(name, kind):
     assert reads(master, layout.kernel)
 
 
-@pytest.mark.exhaustive(every=9)
+@pytest.mark.exhaustive(every=9, cover=False)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", [n for n in LAYOUTS if n != "labels alone"])
 @pytest.mark.parametrize("tokens", [256, 8192])
@@ -425,7 +436,7 @@ BESIDE = {
 }
 
 
-@pytest.mark.exhaustive(every=8)
+@pytest.mark.exhaustive(every=5, cover=False)
 @pytest.mark.parametrize("spec", [P("d"), P(None, "d")], ids=["rows", "classes"])
 @pytest.mark.parametrize("case", BESIDE)
 def test_explicit_axes_that_do_not_agree(case, spec):
@@ -433,10 +444,11 @@ def test_explicit_axes_that_do_not_agree(case, spec):
     f = jax.value_and_grad(BESIDE[case])
     arrays = (EYE, np.arange(4), COUNT + 1)
     given = put(arrays, (spec, P("d"), P("d")), mesh)
-    expected = jax.jit(f)(*arrays)
-    assert_close(jax.jit(f)(*given), expected)
+    f = jax.jit(f, compiler_options=FAST)
+    expected = f(*arrays)
+    assert_close(f(*given), expected)
     with jax.set_mesh(mesh):
-        assert_close(jax.jit(f)(*given), expected)
+        assert_close(f(*given), expected)
 
 
 def test_values_on_explicit_axes():

@@ -17,6 +17,7 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
+@pytest.mark.exhaustive
 def test_processes_learn_what_one_learns():
     """Three, over which 4001 classes do not divide."""
     done = run("--processes", "3", "--steps", "4")

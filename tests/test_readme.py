@@ -70,6 +70,11 @@ def test_its_figures_are_those_of_the_committed_results():
     ):
         assert said.format(memory[peer]) in README.replace("\n  ", "\n")
     assert memory["jaxsoftmax, streamed"] * 80 < memory["optax"]  # "a small part"
+    on_cpu = rows("memory", "cpu", **both)["jaxsoftmax, streamed"]
+    case = {"target": "tpu v5e:2x2", "sizes": [8192, 2304, 256000]}
+    on_tpu = rows("aot", "tpu", **case)["jaxsoftmax, streamed"]
+    of = [(row["temp_bytes"] + row["output_bytes"]) / MIB for row in (on_cpu, on_tpu)]
+    assert "takes {:.0f} MiB, compiled for a TPU {:.0f};".format(*of) in README
     step = {"target": "tpu v5e:2x4", "computed": "linear_cross_entropy, FSDP, jit"}
     sent = {
         peer: sum(each["sent_bytes"] for each in row["collectives"].values()) / MIB

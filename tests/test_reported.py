@@ -14,6 +14,7 @@ import pytest
 from jax import export
 from jax.experimental import checkify, sparse
 from jax.experimental.jet import jet
+from loss_cases import FAST
 
 import jaxsoftmax as js
 from jaxsoftmax import closed_form
@@ -26,6 +27,7 @@ ROW_OPTIONS = {
 }
 
 
+@pytest.mark.exhaustive(every=3, cover=False)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", [(12, 700), (256, 32000)], ids=str)
 def test_a_nan_in_a_long_row_stays_one(shape, dtype):
@@ -194,11 +196,12 @@ def test_example_weights_broadcast_to_the_batch(weights, linear):
         return js.cross_entropy(x, labels, example_weights=weights)
 
     whole = jnp.broadcast_to(weights, (2, 3))
-    found, expected = (jax.jit(jax.value_and_grad(loss))(x, w) for w in (weights, whole))
+    f = jax.jit(jax.value_and_grad(loss), compiler_options=FAST)
+    found, expected = f(x, weights), f(x, whole)
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-6)
     if weights.dtype != bool:
-        of_weights = jax.grad(loss, 1)(x, weights)
+        of_weights = jax.jit(jax.grad(loss, 1), compiler_options=FAST)(x, weights)
         assert of_weights.shape == weights.shape
 
 
@@ -279,6 +282,7 @@ NARROW = [
 ]
 
 
+@pytest.mark.exhaustive(every=2, cover=False)
 @pytest.mark.parametrize("name", NARROW)
 def test_formats_without_infinities(name):
     """[1, 2, 3]: widened before a class is excluded by -inf, and before anything is rounded."""
@@ -303,6 +307,7 @@ def test_formats_without_infinities(name):
     np.testing.assert_allclose(log_probs, 2.0, rtol=1e-6)
 
 
+@pytest.mark.exhaustive(every=4, cover=False)
 @pytest.mark.parametrize("implementation", ["chunked", "streamed", "reference"])
 @pytest.mark.parametrize("kernel_dtype", ["same", "bfloat16", "float32"])
 @pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2", "float4_e2m1fn"])

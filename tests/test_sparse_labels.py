@@ -5,7 +5,7 @@ The reference is the loss of soft labels, which the other tests hold to float64 
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jax import export
 from jax.experimental import checkify
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from loss_cases import FAST
 
 import jaxsoftmax as js
 from jaxsoftmax import SparseLabels
@@ -90,6 +91,16 @@ def everything(f, **options):
     return all_of
 
 
+def compiled(f, **options):
+    return jax.jit(everything(f, **options), compiler_options=FAST)
+
+
+@cache
+def expected_of(name):
+    """With soft labels, for every path."""
+    return compiled(of_soft, **OPTIONS[name])(LOGITS, WEIGHTS)
+
+
 def assert_same(found, expected, tolerance):
     """The weights' gradient is 0 at padding, where soft labels have one for the index."""
     (value, (of_x, of_w)), (curve_x, curve_w) = found
@@ -111,12 +122,12 @@ def x64():
         yield
 
 
+@pytest.mark.exhaustive(every=5, cover=False)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_as_soft_labels(name, path, x64):
-    x, weights = jnp.asarray(LOGITS), jnp.asarray(WEIGHTS)
-    found = jax.jit(everything(PATHS[path], **OPTIONS[name]))(x, weights)
-    assert_same(found, everything(of_soft, **OPTIONS[name])(x, weights), 1e-12)
+    found = compiled(PATHS[path], **OPTIONS[name])(LOGITS, WEIGHTS)
+    assert_same(found, expected_of(name), 1e-12)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -149,7 +160,8 @@ def test_vmap_over_sets_of_weights():
     several = jnp.stack([jnp.asarray(WEIGHTS, jnp.float32) * s for s in (1.0, 0.5)])
     for path in PATHS.values():
         f = jax.value_and_grad(path, (0, 1))
-        found = jax.vmap(f, (None, 0))(x, several)
+        found = jax.jit(jax.vmap(f, (None, 0)), compiler_options=FAST)(x, several)
+        f = jax.jit(f, compiler_options=FAST)
         for i, weights in enumerate(several):
             for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(f(x, weights)), strict=True):
                 np.testing.assert_allclose(a[i], b, rtol=2e-6, atol=1e-6)
@@ -158,6 +170,7 @@ def test_vmap_over_sets_of_weights():
 # --- over a mesh ----------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive(every=3, cover=False)
 @pytest.mark.parametrize("check_vma", [True, False])
 @pytest.mark.parametrize("path", ["logits", "chunked", "streamed"])
 def test_indices_are_global_inside_of_shard_map(path, check_vma, x64):
@@ -172,10 +185,8 @@ def test_indices_are_global_inside_of_shard_map(path, check_vma, x64):
             x, weights
         )
 
-    x, weights = jnp.asarray(LOGITS), jnp.asarray(WEIGHTS)
-    options = {"label_smoothing": 0.1}
-    found = jax.jit(everything(sharded, **options))(x, weights)
-    assert_same(found, everything(of_soft, **options)(x, weights), 1e-12)
+    found = compiled(sharded, **OPTIONS["smoothing"])(LOGITS, WEIGHTS)
+    assert_same(found, expected_of("smoothing"), 1e-12)
 
 
 LAYOUTS = {
@@ -185,15 +196,13 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
-@pytest.mark.parametrize("implementation", ["chunked", "streamed"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_sharded_under_jit(layout, implementation, kind):
-    hidden, kernel, labels = LAYOUTS[layout]
-    mesh = Mesh(np.array(jax.devices()[:2]), ("d",), axis_types=(kind,))
-    h = _random.normal(size=(N, 4)).astype(np.float32)
-    w = _random.normal(size=(4, V)).astype(np.float32)
-    arrays = (h, w, INDICES.astype(np.int32), WEIGHTS.astype(np.float32))
+SHARDED_HIDDEN = _random.normal(size=(N, 4)).astype(np.float32)
+SHARDED_KERNEL = _random.normal(size=(4, V)).astype(np.float32)
+
+
+@cache
+def loss_to_shard(implementation):
+    """The loss and its gradients as one program, its arrays, and what it gives on one device."""
 
     def loss(h, w, indices, weights):
         labels = SparseLabels(indices, weights)
@@ -201,10 +210,23 @@ def test_sharded_under_jit(layout, implementation, kind):
         loss, found = js.linear_cross_entropy(h, w, labels, **options)
         return loss + jnp.sum(found.log_prob * weights)
 
-    f = jax.jit(jax.value_and_grad(loss, (0, 1, 3)))
+    f = jax.jit(jax.value_and_grad(loss, (0, 1, 3)), compiler_options=FAST)
+    labels = INDICES.astype(np.int32), WEIGHTS.astype(np.float32)
+    arrays = (SHARDED_HIDDEN, SHARDED_KERNEL, *labels)
+    return f, arrays, f(*arrays)
+
+
+@pytest.mark.exhaustive(every=5, cover=False)
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@pytest.mark.parametrize("implementation", ["chunked", "streamed"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_sharded_under_jit(layout, implementation, kind):
+    hidden, kernel, labels = LAYOUTS[layout]
+    mesh = Mesh(np.array(jax.devices()[:2]), ("d",), axis_types=(kind,))
+    f, arrays, expected = loss_to_shard(implementation)
     specs = (hidden, kernel, labels, labels)
     put = [jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip(arrays, specs, strict=True)]
-    for a, b in zip(jax.tree.leaves(f(*put)), jax.tree.leaves(f(*arrays)), strict=True):
+    for a, b in zip(jax.tree.leaves(f(*put)), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=3e-6, atol=3e-6)
 
 

@@ -478,7 +478,7 @@ def assert_close(ours, definition, tolerance, what):
 # --- every row ------------------------------------------------------------------------------------
 
 
-@pytest.mark.exhaustive(every=20)
+@pytest.mark.exhaustive(every=17, cover=False)
 @every_row
 def test_float64_under_every_transformation(function, row, x64):
     check_every_transformation(make_case(function, ROWS[function][row]))
