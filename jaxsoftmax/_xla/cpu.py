@@ -25,8 +25,7 @@ from jaxsoftmax._xla.masks import at_least, is_class, keep
 from jaxsoftmax._xla.products import over_matrices, product
 
 _FEWEST_CLASSES = 64  # below this a mask costs nothing
-_BLOCKS = 64  # of a row whose sum leaves out the label's block
-_SHORT_BLOCK = 50.0  # numbers whose maximum is as fast to find as that of the row
+_BLOCK = 50.0  # numbers: maxima and sums of such blocks are as fast to find as that of the row
 _LONGEST_ROW = 32768
 _SMALLEST_BAND = 32
 
@@ -138,7 +137,7 @@ def entry(logits: Array, label: Array) -> Array:
 
 def _maximum_of_others(logits: Array, label: Array) -> Array:
     """Of the maxima of blocks, and the label's block (a mask would cost a copy of the logits)."""
-    length = _block_length(logits.shape[-1], _SHORT_BLOCK)
+    length = _block_length(logits.shape[-1])
     if length is None:
         return widen(portable.maximum_of_others(logits, label))
     blocks = in_blocks(logits, length)
@@ -163,11 +162,11 @@ def _is_short(classes: Size) -> bool:
     return isinstance(classes, int) and classes < _FEWEST_CLASSES  # or a symbolic dimension
 
 
-def _block_length(classes: Size, wanted: float | None = None) -> int | None:
-    """The divisor of C that is nearest to C / `_BLOCKS`, or to what is wanted; None without one."""
+def _block_length(classes: Size) -> int | None:
+    """A divisor of C; None without one."""
     if not isinstance(classes, int) or _is_short(classes):
         return None
-    return divisor_near(classes, wanted or classes / _BLOCKS)
+    return divisor_near(classes, _BLOCK)
 
 
 def _home(label: Array, blocks: Array) -> Array:
