@@ -142,3 +142,14 @@ def test_digits_refuses_no_epochs(tmp_path):
     done = run("digits.py", "--epochs", "0", "--output", str(tmp_path / "digits.png"))
     assert done.returncode == 2
     assert "must be at least 1, got 0" in done.stderr
+
+
+def test_every_example_stands_in_the_index_with_a_picture():
+    docs = EXAMPLES.parent / "docs"
+    table = (docs / "examples.md").read_text().split(":::")[1]
+    rows = re.findall(r"^\| (.*`) \| .*!\[[^\]]+\]\((\S+\.png)\)", table, re.MULTILINE)
+    named = [script for scripts, _ in rows for script in re.findall(r"`(\w+\.py)`", scripts)]
+    assert sorted(named) == sorted(path.name for path in EXAMPLES.glob("*.py"))
+    assert all((docs / picture).is_file() for _, picture in rows)
+    pictures = {picture for _, picture in rows if picture.startswith("gallery/")}
+    assert pictures == {f"gallery/{path.name}" for path in (docs / "gallery").glob("*.png")}
