@@ -71,7 +71,7 @@ def _show(arguments: argparse.Namespace, console: Console) -> None:
     runs, tables = [], []
     for path in arguments.show:
         document = documents.read(path)
-        runs.append(document["environment"])
+        runs.append((path.stem, document["environment"]))
         for name, rows in document["suites"].items():
             tables += SUITES[name].tables(documents.as_rows(SUITES[name].row, rows))
         _plot(arguments, path, console)
@@ -120,7 +120,7 @@ def _write(
         documents.write(path, head, suites, update=arguments.update)
         console.print(f"wrote {path}", highlight=False)
         _plot(arguments, path, console)
-    _write_page(arguments, [head["environment"]], tables, console)
+    _write_page(arguments, [(name, head["environment"]) for name in results], tables, console)
 
 
 def _plot(arguments: argparse.Namespace, path: pathlib.Path, console: Console) -> None:
@@ -133,7 +133,7 @@ def _plot(arguments: argparse.Namespace, path: pathlib.Path, console: Console) -
 
 def _write_page(
     arguments: argparse.Namespace,
-    runs: Sequence[dict[str, Any]],
+    runs: Sequence[tuple[str, dict[str, Any]]],
     tables: Sequence[report.Table],
     console: Console,
 ) -> None:

@@ -73,16 +73,24 @@ def to_rich(table: Table) -> rich.table.Table:
     return out
 
 
-def to_markdown(command: str, runs: Sequence[dict[str, Any]], tables: Sequence[Table]) -> str:
-    """A page with the command that wrote it, the environments of the runs, and the tables."""
-    lines = [f"Written by `{command}`; benchmarks/README.md describes the measurements."]
-    for words in dict.fromkeys(map(environment.in_words, runs)):
-        lines += ["", words]
+def to_markdown(
+    command: str, runs: Sequence[tuple[str, dict[str, Any]]], tables: Sequence[Table]
+) -> str:
+    """A page with the command that wrote it, the tables, and where and when each suite ran."""
+    lines = [
+        f"Written by `{command}`; benchmarks/README.md describes the measurements, and the end of "
+        "this page where and when each suite ran."
+    ]
+    suites: dict[str, list[str]] = {}
+    for suite, known in runs:
+        suites.setdefault(environment.in_words(known), []).append(suite)
     for table in tables:
         lines += ["", f"## {table.title}", ""]
         lines += [_markdown_row(table.columns), _markdown_row(["---"] * len(table.columns))]
         lines += [_markdown_row(row) for row in table.rows]
         lines += ["", table.note] if table.note else []
+    lines += ["", "## Runs", ""]
+    lines += [f"- {', '.join(names)}: {words}" for words, names in suites.items()]
     return "\n".join(lines) + "\n"
 
 

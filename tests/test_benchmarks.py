@@ -151,7 +151,9 @@ def test_the_page_has_the_command_and_every_table(quick_run):
     document, page, stdout, _ = quick_run
     command = "python -m benchmarks --suite chapter memory accuracy --quick --markdown "
     assert page.startswith(f"Written by `{command}")
-    assert page.count("\n## ") == 5
+    assert page.count("\n## ") == 6
+    runs = page.partition("\n## Runs\n")[2].split("\n")
+    assert next(filter(None, runs)).startswith("- chapter, memory, accuracy: 20")
     median = document["suites"]["chapter"][0]["median_s"]
     assert f"| {report.digits(1e3 * median)} ± " in page
     # rich reads [y] as markup unless it is escaped.
@@ -196,6 +198,10 @@ def test_a_result_says_whether_the_package_has_changed_since(tmp_path):
     second = source.source_hash(package)
     (package / "a.py").write_text("x = 2")
     assert len({first, second, source.source_hash(package)}) == 3
+    (package / "a.py").write_text('"""Words."""\n\n# More words.\nx = 2\n')
+    third = source.source_hash(package)
+    (package / "a.py").write_text("x = 2")
+    assert third == source.source_hash(package)
     known = environment.environment()
     assert "changed since" not in environment.in_words(known)
     assert environment.in_words({**known, "source": first}).endswith(

@@ -1,8 +1,8 @@
 """Rows of logits as XLA:CPU runs them fastest, in a program that it runs by itself.
 
 XLA:CPU fuses no index mask into a reduction: it writes the masked logits to memory first. So the
-label's entry is gathered, the maximum of the others is the largest or the second largest number of
-the row, and the label's term is subtracted from a sum over all classes. Each form names what it
+label's entry is gathered, maxima and sums of the others are of blocks of which only the label's is
+read again, and the label's term is subtracted from a sum over all classes. Each form names what it
 saves. When the compiler no longer needs them, this file can be deleted.
 """
 
