@@ -122,6 +122,7 @@ def test_softmax_collapse_refuses_no_steps(monkeypatch, capsys):
     assert "--steps must be at least 2, got 0" in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 def test_digits_learns_and_draws(tmp_path):
     picture = tmp_path / "digits.png"
     done = run("digits.py", "--epochs", "40", "--output", str(picture))

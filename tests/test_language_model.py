@@ -61,6 +61,7 @@ def test_over_a_mesh_it_is_the_same_loss_and_sends_less(tmp_path):
     assert float(fused[2]) < float(unfused[2])
 
 
+@pytest.mark.exhaustive
 def test_it_says_that_it_did_not_learn(tmp_path):
     done = run(tmp_path / "model.png", *SMALL, "--steps", "1")
     assert done.returncode != 0

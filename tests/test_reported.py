@@ -29,7 +29,7 @@ ROW_OPTIONS = {
 
 @pytest.mark.exhaustive(every=3, cover=False)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", [(12, 700), (256, 32000)], ids=str)
+@pytest.mark.parametrize("shape", [(12, 700), (16, 32000)], ids=str)
 def test_a_nan_in_a_long_row_stays_one(shape, dtype):
     """In loops over such rows XLA:CPU's max and min drop it (JAX 0.12: jnp.max(x) is a number)."""
     rows, classes = shape
