@@ -64,12 +64,12 @@ def test_its_figures_are_those_of_the_committed_results():
     both = {"computed": "value and both gradients", "dtypes": "bfloat16"}
     memory = {peer: row["temp_bytes"] / MIB for peer, row in rows("memory", "cpu", **both).items()}
     for peer, said in (
-        ("jaxsoftmax, streamed", "take {:.0f} MiB of\ntemporaries"),
-        ("jaxsoftmax, default chunk", "and {:.0f} by default"),
-        ("optax", "where optax takes {:.0f}."),
+        ("jaxsoftmax, streamed", "take {:.0f} MiB of\ntemporaries on a CPU"),
+        ("jaxsoftmax, default chunk", "`, {:.0f} by default"),
+        ("optax", "and {:.0f} with optax."),
     ):
         assert said.format(memory[peer]) in README.replace("\n  ", "\n")
-    assert memory["jaxsoftmax, streamed"] * 80 < memory["optax"]  # "a small part"
+    assert memory["jaxsoftmax, streamed"] * 80 < memory["optax"]  # "a fraction"
     on_cpu = rows("memory", "cpu", **both)["jaxsoftmax, streamed"]
     case = {"target": "tpu v5e:2x2", "sizes": [8192, 2304, 256000]}
     on_tpu = rows("aot", "tpu", **case)["jaxsoftmax, streamed"]
@@ -80,8 +80,8 @@ def test_its_figures_are_those_of_the_committed_results():
         peer: sum(each["sent_bytes"] for each in row["collectives"].values()) / MIB
         for peer, row in rows("sharded", "tpu", **step).items()
     }
-    assert f"sends {sent['jaxsoftmax']:.0f} MiB by a device" in README
-    assert f"materialised logits send {sent['optax']:.0f}." in README
+    assert f"sends {sent['jaxsoftmax']:.0f} MiB per device" in README
+    assert f"with materialised logits {sent['optax']:.0f}." in README
     for quantity in ("loss", "gradient"):
         of = {"dtype": "float32", "quantity": quantity}
         assert max(rows("accuracy", "cpu", **of)["jaxsoftmax"]["worst"]) < 1e-6

@@ -27,8 +27,8 @@ class LossStatistics(NamedTuple):
     All are of p = softmax(soft_cap(logits) / temperature), without smoothing or weights, and 0 on
     ignored examples (`rank` −1). Those that are real numbers are float32 (float64 for float64
     logits) and differentiable; beside a scalar loss they cost no further matrix product unless they
-    are differentiated. `(rank == 0).sum()` counts the examples that are right, `rank < k` those
-    whose label is among the k largest.
+    are differentiated. `(rank == 0).sum()` counts the examples that are right,
+    `((0 <= rank) & (rank < k)).sum()` those whose label is among the k largest.
     """
 
     log_prob: PerRow  # log p_y of the label y; Σ_c y_c log p_c for soft labels
