@@ -15,6 +15,7 @@ import pytest
 import test_linear
 import test_transformations as table
 from jax.experimental import checkify
+from loss_cases import compiled
 
 import jaxsoftmax as js
 
@@ -47,7 +48,7 @@ def everything(case):
 
 def checked(f):
     """One program, which gives what its checks for NaN found, and the results."""
-    return jax.jit(checkify.checkify(f, errors=checkify.nan_checks), compiler_options=table.FAST)
+    return compiled(checkify.checkify(f, errors=checkify.nan_checks))
 
 
 def nans_found(f, *arrays):

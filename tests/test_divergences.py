@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from loss_cases import FAST
+from loss_cases import compiled
 from test_debugging import checked
 
 import jaxsoftmax as js
@@ -91,7 +91,7 @@ def everything_of(f, beta):
         g = lambda x, y, t: f(x, y, beta=beta, temperature=t)  # noqa: E731
         return jax.value_and_grad(g, arguments)(*at), jax.jvp(jax.grad(g, arguments), at, dots)[1]
 
-    return jax.jit(everything, compiler_options=FAST)
+    return compiled(everything)
 
 
 @each_beta
@@ -185,7 +185,7 @@ def test_vmap():
     def all_of(x, y):
         return jax.vmap(f)(x, y), f(x, y), jax.vmap(f, (0, None))(x, y[0])[0], f(x[0], y[0])
 
-    mapped, together, of_one, alone = jax.jit(all_of, compiler_options=FAST)(x, y)
+    mapped, together, of_one, alone = compiled(all_of)(x, y)
     np.testing.assert_allclose(mapped, together, rtol=2e-6, atol=1e-7)
     np.testing.assert_allclose(of_one, alone, rtol=2e-6, atol=1e-7)
 
@@ -193,7 +193,7 @@ def test_vmap():
 @cache
 def of_whole_rows(beta):
     f = partial(js.kl_divergence, beta=beta, temperature=0.8)
-    return jax.jit(jax.value_and_grad(f, (0, 1)), compiler_options=FAST)(X, Y)
+    return compiled(jax.value_and_grad(f, (0, 1)))(X, Y)
 
 
 @pytest.mark.exhaustive(every=3, cover=False)
@@ -207,7 +207,7 @@ def test_across_shards(beta, check_vma):
         partial(f, axis_name="m"), mesh=mesh, in_specs=specs, out_specs=P(), check_vma=check_vma
     )
     with jax.enable_x64(True):
-        found = jax.jit(jax.value_and_grad(sharded, (0, 1)), compiler_options=FAST)(X, Y)
+        found = compiled(jax.value_and_grad(sharded, (0, 1)))(X, Y)
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(of_whole_rows(beta)), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15)
 

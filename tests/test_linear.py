@@ -19,13 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import export
 from jax.experimental import checkify
+from loss_cases import compiled
 
 import jaxsoftmax
 from jaxsoftmax import linear_cross_entropy
 
 INF, NAN = float("inf"), float("nan")
-
-quickly = {"compiler_options": table.FAST}
 
 
 # --- every option under every transformation ------------------------------------------------------
@@ -133,7 +132,7 @@ def test_every_option(kind, row, x64):
         gradient, curvature = jax.jvp(jax.grad(case.scalar), (v,), (t,))
         return case.ours(v), gradient, curvature
 
-    results, gradient, curvature = jax.jit(everything, **quickly)(at, tangent)
+    results, gradient, curvature = compiled(everything)(at, tangent)
     for ours, definition in zip(results, case.definition(at), strict=True):
         table.assert_close(ours, definition, table.EXACT, "results")
     table.assert_close(gradient, case.gradient_by_definition(at), table.EXACT, "gradient")
@@ -257,7 +256,7 @@ def test_sizes_that_divide_nothing(size):
     def loss(h, w, b):
         return linear_cross_entropy(h, w, y, b, chunk_size=chunk_size)
 
-    value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2)), **quickly)(h, w, b)
+    value, gradients = compiled(jax.value_and_grad(loss, (0, 1, 2)))(h, w, b)
     losses, expected, terms = gradients_in_float64(h, w, b, y, np.full(len(y), 1 / len(y)))
     np.testing.assert_allclose(value, losses.mean(), rtol=2e-6, atol=1e-12)
     assert_gradients(gradients, expected, terms, h.dtype, size)
@@ -309,7 +308,7 @@ def test_mixed_dtypes(reduction):
         losses = linear_cross_entropy(h, w, y, b, chunk_size=4, reduction=reduction)
         return losses if reduction == "mean" else jnp.mean(losses)
 
-    value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2)), **quickly)(h, w, b)
+    value, gradients = compiled(jax.value_and_grad(loss, (0, 1, 2)))(h, w, b)
     assert [g.dtype for g in gradients] == [jnp.bfloat16, jnp.float32, jnp.float16]
     exact, expected, terms = gradients_in_float64(h, w, b, y, np.full(9, 1 / 9))
     np.testing.assert_allclose(value, exact.mean(), rtol=2e-6)
@@ -387,8 +386,8 @@ def test_what_an_ignored_row_holds_reaches_nothing(small, how, reduction):
     def without(h, w, b):
         return linear_cross_entropy(h[kept], w, y[kept], b)
 
-    value, got = jax.jit(jax.value_and_grad(loss, ALL), **quickly)(broken, w, b)
-    expected_value, expected = jax.jit(jax.value_and_grad(without, ALL), **quickly)(h, w, b)
+    value, got = compiled(jax.value_and_grad(loss, ALL))(broken, w, b)
+    expected_value, expected = compiled(jax.value_and_grad(without, ALL))(h, w, b)
     np.testing.assert_allclose(value, expected_value, rtol=1e-6)
     assert not np.any(got[0][2])
     for ours, theirs in zip(got, expected, strict=True):
@@ -553,8 +552,8 @@ def test_vmap_over_hidden_and_over_an_ensemble_of_kernels(small, reduction):
         return jax.tree.map(lambda *x: jnp.stack(x), *[gradients(*pair) for pair in pairs])
 
     batched = jax.vmap(jax.vmap(gradients, (None, 0)), (0, None))
-    got = jax.jit(batched, **quickly)(states, kernels)
-    expected = jax.jit(alone, **quickly)(states, kernels)
+    got = compiled(batched)(states, kernels)
+    expected = compiled(alone)(states, kernels)
     for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours.reshape(theirs.shape), theirs, rtol=1e-5, atol=1e-5)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from loss_cases import FAST
+from loss_cases import compiled
 from test_divergences import BETAS, definition
 from test_linear_memory import largest_array, products
 from test_sharded import mesh_of
@@ -45,7 +45,7 @@ def everything(f, at=AT):
         return f(*at), grad(*at), jax.jvp(f, at, dots)[1], jax.jvp(grad, at, dots)[1]
 
     with jax.enable_x64(True):
-        return jax.tree.map(np.asarray, jax.jit(results, compiler_options=FAST)(at, DOTS))
+        return jax.tree.map(np.asarray, compiled(results)(at, DOTS))
 
 
 def assert_equal(found, expected):
@@ -112,10 +112,10 @@ def test_learned_numbers():
 def test_layouts_and_batches():
     h, w, g, u, b, c = (jnp.asarray(x, jnp.float32) for x in AT)
     f = jax.value_and_grad(js.linear_kl_divergence, (0, 1, 2, 3))
-    expected, gradients = jax.jit(f, compiler_options=FAST)(h, w, g, u, b, c)
+    expected, gradients = compiled(f)(h, w, g, u, b, c)
     tied = partial(js.linear_kl_divergence, kernel_layout="VD", target_kernel_layout="VD")
     batched = h.reshape(2, 4, D), w.T, g.reshape(2, 4, E), u.T
-    f = jax.jit(jax.value_and_grad(tied, (0, 1, 2, 3)), compiler_options=FAST)
+    f = compiled(jax.value_and_grad(tied, (0, 1, 2, 3)))
     found, tied_gradients = f(*batched, b, c)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     of_h, of_w, of_g, of_u = tied_gradients

@@ -17,7 +17,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from loss_cases import FAST
+from loss_cases import compiled
 
 import jaxsoftmax as js
 from benchmarks import collectives
@@ -151,7 +151,7 @@ LOSSES = {f.__name__: f for f in (mean, everything, none, statistics, soft, refe
 @cache
 def on_one_device(loss):
     """Value and gradients as one program, and what it gives on one device."""
-    f = jax.jit(jax.value_and_grad(LOSSES[loss], (0, 1)), compiler_options=FAST)
+    f = compiled(jax.value_and_grad(LOSSES[loss], (0, 1)))
     return f, f(*arrays_of())
 
 
@@ -183,7 +183,7 @@ def products_on_one_device(loss):
         forward = jax.jvp(along, (h, w), directions)
         return forward, jax.jvp(jax.grad(along, (0, 1)), (h, w), directions)
 
-    f = jax.jit(products, compiler_options=FAST)
+    f = compiled(products)
     arrays = (h, w, y, np.cos(h), np.sin(w))
     return f, arrays, f(*arrays)
 
@@ -444,7 +444,7 @@ def test_explicit_axes_that_do_not_agree(case, spec):
     f = jax.value_and_grad(BESIDE[case])
     arrays = (EYE, np.arange(4), COUNT + 1)
     given = put(arrays, (spec, P("d"), P("d")), mesh)
-    f = jax.jit(f, compiler_options=FAST)
+    f = compiled(f)
     expected = f(*arrays)
     assert_close(f(*given), expected)
     with jax.set_mesh(mesh):

@@ -19,6 +19,7 @@ import optax
 import oracles
 import pytest
 import scipy.special
+from loss_cases import compiled
 
 import jaxsoftmax as js
 
@@ -56,11 +57,6 @@ TOLERANCE = {"float32": (2e-6, 2e-6), "float64": (1e-14, 1e-14), "bfloat16": (2*
 
 # optax subtracts log-probabilities of up to 15, which cancel.
 OF_PEER = {"kl_divergence": {**TOLERANCE, "float64": (1e-13, 1e-13)}}
-
-# XLA's own passes as ever, LLVM's optimisations off: compiling is most of what this file costs.
-quickly_compiled = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
 
 
 class Case(NamedTuple):
@@ -312,7 +308,7 @@ def program(peer: str, which: str) -> Callable:
         eighths = np.random.default_rng(output.size).integers(4, 13, output.shape)
         return [output, *pull_back(jnp.asarray(eighths / 8, output.dtype))]
 
-    @quickly_compiled
+    @compiled
     def all_of_them(inputs):
         return [one(*each) for each in zip(cases_of(peer), inputs, strict=True)]
 
@@ -389,7 +385,7 @@ def test_tuple_of_axes_after_a_reshape():
 def run(function: Callable, *inputs: Any) -> tuple[np.ndarray, ...]:
     """The value and the gradients of its sum, in float32."""
 
-    @quickly_compiled
+    @compiled
     def value_and_gradients(*inputs):
         output, pull_back = jax.vjp(function, *inputs)
         return output, *pull_back(jnp.ones_like(output))

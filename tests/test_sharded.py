@@ -21,6 +21,7 @@ import test_transformations as table
 from jax.experimental import checkify
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from loss_cases import compiled
 
 import jaxsoftmax as js
 
@@ -84,7 +85,7 @@ def check(case: table.Case) -> None:
         gradient, curvature = jax.jvp(jax.grad(case.scalar), (v,), (t,))
         return case.ours(v), gradient, curvature
 
-    results, gradient, curvature = jax.jit(everything, compiler_options=table.FAST)(at, tangent)
+    results, gradient, curvature = compiled(everything)(at, tangent)
     for ours, definition in zip(results, case.definition(at), strict=True):
         table.assert_close(ours, definition, table.EXACT, "results")
     table.assert_close(gradient, case.gradient_by_definition(at), table.EXACT, "gradient")
@@ -505,7 +506,7 @@ def everything_of(f):
         )
 
     arrays = (h, w, y, np.cos(h), np.sin(w))
-    return jax.jit(everything, compiler_options=table.FAST)(*arrays)
+    return compiled(everything)(*arrays)
 
 
 @pytest.mark.exhaustive(every=4)

@@ -15,7 +15,7 @@ from jax import export
 from jax.experimental import checkify
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from loss_cases import FAST
+from loss_cases import compiled
 
 import jaxsoftmax as js
 from jaxsoftmax import SparseLabels
@@ -91,14 +91,14 @@ def everything(f, **options):
     return all_of
 
 
-def compiled(f, **options):
-    return jax.jit(everything(f, **options), compiler_options=FAST)
+def everything_compiled(f, **options):
+    return compiled(everything(f, **options))
 
 
 @cache
 def expected_of(name):
     """With soft labels, for every path."""
-    return compiled(of_soft, **OPTIONS[name])(LOGITS, WEIGHTS)
+    return everything_compiled(of_soft, **OPTIONS[name])(LOGITS, WEIGHTS)
 
 
 def assert_same(found, expected, tolerance):
@@ -126,7 +126,7 @@ def x64():
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_as_soft_labels(name, path, x64):
-    found = compiled(PATHS[path], **OPTIONS[name])(LOGITS, WEIGHTS)
+    found = everything_compiled(PATHS[path], **OPTIONS[name])(LOGITS, WEIGHTS)
     assert_same(found, expected_of(name), 1e-12)
 
 
@@ -160,8 +160,8 @@ def test_vmap_over_sets_of_weights():
     several = jnp.stack([jnp.asarray(WEIGHTS, jnp.float32) * s for s in (1.0, 0.5)])
     for path in PATHS.values():
         f = jax.value_and_grad(path, (0, 1))
-        found = jax.jit(jax.vmap(f, (None, 0)), compiler_options=FAST)(x, several)
-        f = jax.jit(f, compiler_options=FAST)
+        found = compiled(jax.vmap(f, (None, 0)))(x, several)
+        f = compiled(f)
         for i, weights in enumerate(several):
             for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(f(x, weights)), strict=True):
                 np.testing.assert_allclose(a[i], b, rtol=2e-6, atol=1e-6)
@@ -185,7 +185,7 @@ def test_indices_are_global_inside_of_shard_map(path, check_vma, x64):
             x, weights
         )
 
-    found = compiled(sharded, **OPTIONS["smoothing"])(LOGITS, WEIGHTS)
+    found = everything_compiled(sharded, **OPTIONS["smoothing"])(LOGITS, WEIGHTS)
     assert_same(found, expected_of("smoothing"), 1e-12)
 
 
@@ -210,7 +210,7 @@ def loss_to_shard(implementation):
         loss, found = js.linear_cross_entropy(h, w, labels, **options)
         return loss + jnp.sum(found.log_prob * weights)
 
-    f = jax.jit(jax.value_and_grad(loss, (0, 1, 3)), compiler_options=FAST)
+    f = compiled(jax.value_and_grad(loss, (0, 1, 3)))
     labels = INDICES.astype(np.int32), WEIGHTS.astype(np.float32)
     arrays = (SHARDED_HIDDEN, SHARDED_KERNEL, *labels)
     return f, arrays, f(*arrays)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from loss_cases import compiled
 
 import jaxsoftmax as js
 
@@ -53,11 +54,6 @@ DIFFERENCES = {
     "no_class_axis": "PyTorch gives a scalar a class axis of length 1, ours is an error",
 }
 
-
-# XLA's own passes as ever, LLVM's optimisations off: compiling is most of what this file costs.
-quickly_compiled = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
 
 # (relative, absolute), by the dtype of the result. Against float32 PyTorch's own tolerances, since
 # both sides round. Against float64 only we do: logits and log-probabilities of up to 18 are rounded
@@ -168,7 +164,7 @@ def by_us(function: Callable, cases: list[Case], cotangents: list[np.ndarray]) -
         output, pull_back = jax.vjp(evaluate, *[leaves[i] for i in case.differentiable])
         return [output, *pull_back(cotangent.astype(output.dtype))]
 
-    @quickly_compiled
+    @compiled
     def all_of_them(arrays, cotangents):
         return [one(*each) for each in zip(cases, arrays, cotangents, strict=True)]
 
@@ -426,7 +422,7 @@ def test_second_derivatives(soft):
         gradient = jax.grad(lambda x: cross_entropy(x, target, **options))
         return jax.jvp(gradient, (jnp.asarray(x),), (direction,))[1]
 
-    @quickly_compiled
+    @compiled
     def all_of_ours(directions):
         return [by_us(*each) for each in zip(cases, directions, strict=True)]
 
@@ -462,7 +458,7 @@ def test_gradients_of_weights_by_differences_of_pytorchs_values(which):
         their_options = {keyword: torch.tensor(weights), "reduction": reduction, **options}
         return theirs(torch.tensor(SCORES), torch.tensor(target), **their_options)
 
-    @quickly_compiled
+    @compiled
     def gradients(weights):
         def loss(weights, reduction):
             return ours(SCORES, target, **{keyword: weights}, reduction=reduction, **options)
@@ -489,7 +485,7 @@ def torchs(function: Callable, x: Any) -> tuple[np.ndarray, np.ndarray]:
 def ours(function: Callable, x: Any) -> tuple[np.ndarray, np.ndarray]:
     """Our value and the gradient of its sum, in float32."""
 
-    @quickly_compiled
+    @compiled
     def value_and_gradient(x):
         output, pull_back = jax.vjp(function, x)
         return output, *pull_back(jnp.ones_like(output))

@@ -17,13 +17,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from loss_cases import compiled
 
 import jaxsoftmax
 
 CLASSES = 4
-
-# Every program is compiled once and run on a dozen numbers.
-FAST = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
 
 # Relative to the largest entry. The reference is exact to a few of its own epsilons (2e-16); 40
 # terms are added in either. Its second derivative is a difference of fourth order with h = 1e-3:
@@ -525,7 +523,7 @@ def check_every_transformation(case: Case, scale: float = 1.0) -> None:
             "checkpoint": jax.grad(jax.checkpoint(f))(v),
         }
 
-    got = jax.jit(everything, compiler_options=FAST)(at, tangent, near)
+    got = compiled(everything)(at, tangent, near)
 
     for ours, definition in zip(got["results"], case.definition(at), strict=True):
         assert_close(ours, definition, exact, "results")
@@ -635,7 +633,7 @@ def test_vmap_over_one_argument(function, options, x64):
             for k, batch in batches.items()
         }
 
-    got = jax.jit(over_each, compiler_options=FAST)(case.arrays, batches)
+    got = compiled(over_each)(case.arrays, batches)
     for name, batch in batches.items():
         for i, array in enumerate(batch):
             here = case._replace(arrays=case.arrays | {name: array})
@@ -770,9 +768,7 @@ def test_binary_cross_entropy_with_any_options(case):
 def check_drawn(case):
     at = case.vector()
     with jax.enable_x64(True):
-        function = jax.jit(
-            lambda v: (case.ours(v), jax.grad(case.scalar)(v)), compiler_options=FAST
-        )
+        function = compiled(lambda v: (case.ours(v), jax.grad(case.scalar)(v)))
         results, gradient = function(at)
     for ours, definition in zip(results, case.definition(at), strict=True):
         assert_close(ours, definition, EXACT, "results")
