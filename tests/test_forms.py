@@ -139,7 +139,7 @@ def test_explicit_axes(spec):
 
 def test_every_form_belongs_to_an_operation():
     names = {operation._primitive.name for operation in OPERATIONS}
-    assert len(names) == 14
+    assert len(names) == 15
     for module in (cpu, one_pass):
         own = {
             n for n, f in vars(module).items() if getattr(f, "__module__", "") == module.__name__
@@ -188,6 +188,34 @@ def test_forms_of_softmax_agree(classes, dtype, x64):
             np.testing.assert_allclose(other, found[0], **tolerance)
     np.testing.assert_array_equal(tangents[1][:3], 0.0)
     np.testing.assert_array_equal(p[1][1, :3], [0.5, 0.5, 0.0][:classes])
+
+
+@pytest.mark.parametrize(("n", "classes"), [(300, 700), (4099, 40), (130, 1500), (5, 70_000)])
+def test_rows_that_are_computed_twice(n, classes):
+    """Many rows in float32: on a CPU those that the plain formulas make NaN are computed again."""
+    logits = np.array(rows(n, classes))
+    odd = {0: np.inf, 1: np.nan, n // 2: -np.inf, n - 1: np.inf}
+    for row, value in odd.items():
+        logits[row, 1 : classes if value == -np.inf else 4] = value
+    logits[n // 2, 0] = -np.inf
+    v = np.array(rows(n, classes, 1.0)[::-1])
+    exact = logits.astype(np.float64)
+    top = exact.max(-1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        e = np.where(np.isinf(top), exact == np.inf, np.exp(exact - top))
+    p = e / np.maximum(e.sum(-1, keepdims=True), 1.0)
+    moved = p * (v - (p * v).sum(-1, keepdims=True))
+    moved[np.isinf(top[:, 0])] = 0.0
+    # Half an ulp of x − m, up to 40 here, is 2e-6 of its exponential.
+    found = jax.jit(cpu.softmax)(logits)
+    np.testing.assert_allclose(found, p, rtol=4e-6, atol=1e-30)
+    assert np.isnan(found[1]).all()
+    found = np.array(jax.jit(cpu.softmax_tangent)(logits, v))
+    assert np.isnan(found[1]).all()
+    size = p * (np.abs(v) + (p * np.abs(v)).sum(-1, keepdims=True))
+    found[1] = moved[1] = size[1] = 0.0
+    size[np.isinf(top[:, 0])] = 0.0
+    assert (np.abs(found - moved) <= 4e-6 * size + 1e-30).all()
 
 
 @pytest.mark.parametrize("absent", [False, True], ids=["all classes", "some absent"])

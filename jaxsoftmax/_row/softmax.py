@@ -16,7 +16,7 @@ from jaxsoftmax._row.state import (
     merge,
     place,
     row_state,
-    row_state_of_largest,
+    row_state_of_largest_and_terms,
     row_terms,
 )
 from jaxsoftmax._xla import mesh
@@ -134,12 +134,12 @@ def _log_softmax_jvp(mesh_axis: AxisName, primals: Arrays, tangents: Arrays) -> 
     (logits,), (logits_dot,) = primals, tangents
     logits_dot = widen(logits_dot)
     if mesh_axis is None:
-        *state, pivot = row_state_of_largest(logits)
+        *state, pivot, terms = row_state_of_largest_and_terms(logits)
     else:
         pivot = largest_class(logits, mesh_axis)
         state = row_state(logits, pivot)
+        terms = row_terms(logits, pivot, state[1])
     here = RowState(*state)
-    terms = row_terms(logits, pivot, here.maximum)
     state = merge(here, pivot, logits.shape[-1], mesh_axis)
     row = finish(state, None, True)
     p_pivot, p_others, row_moves = row.probability, row.others, row.top != jnp.inf

@@ -47,6 +47,10 @@ def _like_state(*arrays: Array) -> tuple[Array, Array, Array]:
     return (like_row(*arrays),) * 3
 
 
+def _like_largest(logits: Array) -> tuple[Array, Array, Array, Array]:
+    return *_like_state(logits), like_row(logits).astype(jnp.int32)
+
+
 def _like_terms(logits: Array, pivot: Array, *_: Array) -> Array:
     return widen(logits) + pivot[..., None].astype(accumulator(logits.dtype))
 
@@ -54,8 +58,9 @@ def _like_terms(logits: Array, pivot: Array, *_: Array) -> Array:
 # --- the state, and its terms ---------------------------------------------------------------------
 
 row_state = Operation("row_state", _like_state)
-row_state_of_largest = Operation(
-    "row_state_of_largest", lambda x: (*_like_state(x), like_row(x).astype(jnp.int32))
+row_state_of_largest = Operation("row_state_of_largest", _like_largest)
+row_state_of_largest_and_terms = Operation(
+    "row_state_of_largest_and_terms", lambda x: (*_like_largest(x), _like_terms(x, like_row(x)))
 )
 row_terms = Operation("row_terms", _like_terms)
 row_state_and_terms = Operation(
@@ -115,12 +120,17 @@ def _state_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
     return state[:3], state_dot[:3]
 
 
+@row_state_of_largest_and_terms.defjvp
+def _state_of_largest_and_terms_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
+    *state, pivot, terms = row_state_of_largest_and_terms(*primals)
+    dots = _state_and_terms_dot((*primals, pivot), state, terms, (*tangents, zero(pivot)))
+    return (*state, pivot, terms), (*dots[:3], zero(pivot), dots[3])
+
+
 @row_state_of_largest.defjvp
 def _state_of_largest_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
-    *state, pivot = row_state_of_largest(*primals)
-    terms = row_terms(*primals, pivot, state[1])
-    state_dot = _state_and_terms_dot((*primals, pivot), state, terms, (*tangents, zero(pivot)))
-    return (*state, pivot), (*state_dot[:3], zero(pivot))
+    state, state_dot = _state_of_largest_and_terms_jvp(primals, tangents)
+    return state[:4], state_dot[:4]
 
 
 @row_terms.defjvp

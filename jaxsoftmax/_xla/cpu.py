@@ -12,16 +12,18 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxsoftmax._xla import portable
-from jaxsoftmax._xla.cpu_largest import (
+from jaxsoftmax._xla.cpu_blocks import (
     divisor_near,
     in_blocks,
     is_small,
     maxima_of_blocks,
     take_block,
-    two_largest,
 )
-from jaxsoftmax._xla.dtypes import Size, accumulator, finite, largest, widen
-from jaxsoftmax._xla.masks import at_least, is_class, keep
+from jaxsoftmax._xla.cpu_largest import two_largest
+from jaxsoftmax._xla.cpu_softmax import softmax as softmax
+from jaxsoftmax._xla.cpu_softmax import softmax_tangent as softmax_tangent
+from jaxsoftmax._xla.dtypes import Size, finite, largest, widen
+from jaxsoftmax._xla.masks import is_class, keep
 from jaxsoftmax._xla.products import over_matrices, product
 
 _FEWEST_CLASSES = 64  # below this a mask costs nothing
@@ -42,10 +44,13 @@ def row_state_and_terms(
 ) -> tuple[Array, Array, Array, Array]:
     """As `portable.row_state_and_terms`: the sum is that of the terms.
 
-    Beside a gradient XLA:CPU writes the terms to memory, to overwrite them with the gradient. They
+    Beside a gradient XLA:CPU writes the terms to memory, to overwrite them with the gradient. Many
     are summed before the label is masked (JAX 0.12, 1024 x 32000: 104 ms, masked first 145).
     """
     label_logit, maximum = entry(logits, label), _maximum_of_others(logits, label)
+    if is_small(logits):
+        terms = portable.shared_terms(logits, label, maximum, *scale)
+        return label_logit, maximum, jnp.sum(terms, axis=-1), terms
     terms = portable.exponentials(logits, finite(maximum), *scale)
     total = jnp.sum(terms, axis=-1)
     of_label = portable.term(label_logit, finite(maximum), *scale)
@@ -59,33 +64,12 @@ def row_state_of_largest(logits: Array) -> tuple[Array, Array, Array, Array]:
     return top, maximum, _others(logits, top, maximum), label
 
 
-def softmax(logits: Array) -> Array:
-    """As `portable.softmax`."""
-    _, terms, total = _exponentials(logits)
-    return terms * (1.0 / at_least(total, 1.0))[..., None]
-
-
-def softmax_tangent(logits: Array, tangent: Array) -> Array:
-    """As `portable.softmax_tangent`, of the terms e, r = 1 / Σ e: e (r v − r² Σ e v).
-
-    XLA:CPU writes e, and the result in its place (JAX 0.12, 1024 x 32000 float32: 75 ms, as
-    p (v − ⟨p, v⟩) 125 and a second array). What is broadcast twice it would write to memory, and
-    without the barrier the result of short rows; but it converts a result of half precision only
-    in a loop that goes on from such a reduction.
-    """
-    maximum, terms, total = _exponentials(logits)
-    scale = keep(1.0 / at_least(total, 1.0), maximum != jnp.inf)
-    if logits.dtype == accumulator(logits.dtype):
-        mean = lax.optimization_barrier(jnp.sum(terms * tangent, axis=-1) * (scale * scale))
-        return terms * (scale[..., None] * tangent - mean[..., None])
-    mean = jnp.sum(terms * (scale * scale)[..., None] * tangent, axis=-1)
-    return terms * scale[..., None] * tangent - terms * mean[..., None]
-
-
-def _exponentials(logits: Array) -> tuple[Array, Array, Array]:
-    maximum = widen(jnp.max(logits, axis=-1))
-    terms = portable.exponentials(widen(logits), finite(maximum))
-    return maximum, terms, jnp.sum(terms, axis=-1)
+def row_state_of_largest_and_terms(logits: Array) -> tuple[Array, Array, Array, Array, Array]:
+    """As `portable.row_state_of_largest_and_terms`; the sum of few terms is that of these."""
+    top, maximum, label = two_largest(logits)
+    terms = portable.row_terms(logits, label, maximum)
+    others = jnp.sum(terms, axis=-1) if is_small(logits) else _others(logits, top, maximum)
+    return top, maximum, others, label, terms
 
 
 def sum_of_others(values: Array, logits: Array, label: Array) -> Array:
@@ -136,16 +120,21 @@ def entry(logits: Array, label: Array) -> Array:
 
 
 def _maximum_of_others(logits: Array, label: Array) -> Array:
-    """Of the maxima of blocks, and the label's block (a mask would cost a copy of the logits)."""
+    """Of the maxima of blocks, and the label's block (a mask would cost a copy of the logits).
+
+    A small copy takes less than the blocks, whose kernels take longer to compile.
+    """
     length = _block_length(logits.shape[-1])
-    if length is None:
-        return widen(portable.maximum_of_others(logits, label))
-    blocks = in_blocks(logits, length)
-    maxima, home = maxima_of_blocks(blocks), _home(label, blocks)
-    elsewhere = portable.maximum_of_others(maxima, home)
-    at_home = portable.maximum_of_others(take_block(blocks, home), label - home * length)
+    if length is None or is_small(logits):
+        found = portable.maximum_of_others(logits, label)
+    else:
+        blocks = in_blocks(logits, length)
+        maxima, home = maxima_of_blocks(blocks), _home(label, blocks)
+        elsewhere = portable.maximum_of_others(maxima, home)
+        at_home = portable.maximum_of_others(take_block(blocks, home), label - home * length)
+        found = lax.max(elsewhere, at_home)
     # Computed once, not in each loop that reads it.
-    return lax.optimization_barrier(widen(lax.max(elsewhere, at_home)))
+    return lax.optimization_barrier(widen(found))
 
 
 def _others(logits: Array, own: Array, maximum: Array, *scale: Array) -> Array:

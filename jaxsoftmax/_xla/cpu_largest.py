@@ -11,10 +11,16 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxsoftmax._xla.cpu_blocks import (
+    divisor_near,
+    in_blocks,
+    is_small,
+    maxima_of_blocks,
+    take_block,
+)
 from jaxsoftmax._xla.dtypes import widen
 
 _UNROLLED = 20  # numbers that XLA:CPU's own reductions take at once
-_SMALL = 1 << 17  # numbers: of fewer, kernels to compile count for more than passes over them
 
 
 def two_largest(logits: Array) -> tuple[Array, Array, Array]:
@@ -57,33 +63,3 @@ def _in_one_loop(x: Array) -> tuple[Array, Array, Array]:
     places = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
     operands = x, lax.full_like(x, -jnp.inf), places
     return tuple(lax.reduce(operands, (none, none, jnp.int32(0)), merge, (x.ndim - 1,)))
-
-
-def is_small(x: Array) -> bool:
-    """Whether it stays in the cache."""
-    return all(isinstance(size, int) for size in x.shape) and x.size < _SMALL
-
-
-def in_blocks(x: Array, length: int) -> Array:
-    """The row as blocks [..., B, C/B]."""
-    return x.reshape(*x.shape[:-1], x.shape[-1] // length, length)
-
-
-def maxima_of_blocks(blocks: Array) -> Array:
-    """Without the barrier XLA makes of their maximum another pass over the row."""
-    return lax.optimization_barrier(jnp.max(blocks, axis=-1))
-
-
-def take_block(blocks: Array, home: Array) -> Array:
-    """One block of each row."""
-    *batch, count, length = blocks.shape
-    rows = lax.broadcasted_iota(jnp.int32, (math.prod(batch),), 0)
-    which = rows * count + home.reshape(-1)
-    found = blocks.reshape(-1, length).at[which].get(mode="promise_in_bounds")
-    return found.reshape(*batch, length)
-
-
-def divisor_near(classes: int, wanted: float) -> int | None:
-    """The divisor, at least 8, that is nearest to what is wanted; None without one."""
-    divisors = [b for b in range(8, classes // 2 + 1) if classes % b == 0]
-    return min(divisors, key=lambda b: abs(math.log(b / wanted)), default=None)

@@ -72,6 +72,12 @@ def row_state_of_largest(logits: Array) -> tuple[Array, Array, Array, Array]:
     return largest, *_from_maximum(part), portable.largest_class(logits)
 
 
+def row_state_of_largest_and_terms(logits: Array) -> tuple[Array, Array, Array, Array, Array]:
+    """As `portable.row_state_of_largest_and_terms`."""
+    top, maximum, total, label = row_state_of_largest(logits)
+    return top, maximum, total, label, portable.row_terms(logits, label, maximum)
+
+
 def row_exponentials(logits: Array) -> tuple[Array, Array, Array]:
     """As `portable.row_exponentials`."""
     x = widen(logits)

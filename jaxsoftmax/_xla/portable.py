@@ -52,6 +52,12 @@ def row_state_of_largest(logits: Array) -> tuple[Array, Array, Array, Array]:
     return *row_state(logits, label), label
 
 
+def row_state_of_largest_and_terms(logits: Array) -> tuple[Array, Array, Array, Array, Array]:
+    """The state, that class, and the terms of its sum."""
+    top, maximum, total, label = row_state_of_largest(logits)
+    return top, maximum, total, label, row_terms(logits, label, maximum)
+
+
 def row_exponentials(logits: Array) -> tuple[Array, Array, Array]:
     """m, exp(x_j − m) and Σ_j exp(x_j − m) over all classes, m their maximum."""
     maximum = widen(jnp.max(logits, axis=-1))
