@@ -11,7 +11,7 @@ import enum
 import numbers
 import operator
 from collections.abc import Hashable
-from typing import Any, Literal, NamedTuple, TypedDict, get_args
+from typing import Literal, NamedTuple, TypedDict, get_args
 
 import numpy as np
 from jax import Array
@@ -132,7 +132,7 @@ class LinearOptions(LossOptions):
         self._store("chunk_size", tokens)
 
 
-def _one_of(name: str, value: object, names: Any) -> None:
+def _one_of(name: str, value: object, names: object) -> None:
     expected = "one of " + ", ".join(map(repr, get_args(names)))
     _reject_array(name, value, expected)
     if not isinstance(value, str) or value not in get_args(names):

@@ -87,7 +87,7 @@ def pulled_back(
         for k, pair in enumerate(zip(deltas, biases, strict=True)):
             of_head = _with_chunk(sums.head(k), heads[k], i, pair, plan.layouts[k], plan)
             sums = sums.with_head(k, of_head)
-        if sums.soft_labels is not None:
+        if sums.soft_labels is not None and of_soft is not None:
             sums = sums._replace(soft_labels=put(sums.soft_labels, own(of_soft, plan), i))
         sums = sums.plus(class_weights=of_weights, **of_numbers._asdict())
         return sums, own((found, of_rows), plan)

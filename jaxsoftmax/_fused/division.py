@@ -17,14 +17,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 from jaxsoftmax._fused.given import Given
 from jaxsoftmax._fused.plan import Plan
 from jaxsoftmax._row.targets import SoftLabels
 from jaxsoftmax._xla.layouts import Axes, Layout, Shape, Spec
-
-Tree = Any
+from jaxsoftmax._xla.programs import Tree
 
 
 @dataclasses.dataclass(frozen=True)

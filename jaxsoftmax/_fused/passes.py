@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +22,8 @@ from jaxsoftmax._fused.plan import Plan
 from jaxsoftmax._row.losses import RowLosses
 from jaxsoftmax._row.targets import ClassLabels, SparseLabels
 from jaxsoftmax._xla.layouts import Layout
-from jaxsoftmax._xla.programs import Program
+from jaxsoftmax._xla.programs import Program, Tree
 
-Tree = Any
 NOTHING: Wanted = frozenset()
 
 

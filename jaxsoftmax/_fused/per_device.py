@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,9 +36,9 @@ from jaxsoftmax._row.losses import RowLosses
 from jaxsoftmax._row.targets import ClassLabels, Labels, SoftLabels, SparseLabels
 from jaxsoftmax._xla import mesh
 from jaxsoftmax._xla.layouts import Axes, Layout
+from jaxsoftmax._xla.programs import Tree
 
 P = PartitionSpec
-Tree = Any
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax import Array, lax
@@ -12,6 +12,8 @@ from jax import Array, lax
 from jaxsoftmax._xla.forms import Arrays, Operation, Tangents, is_linear, is_zero
 from jaxsoftmax._xla.products import over_matrices, product
 from jaxsoftmax._xla.shardings import zeros_as
+
+Tree = TypeVar("Tree")
 
 add_product = Operation("add_product", lambda total, *_, feature_axis: total, cpu_on_mesh=True)
 
@@ -55,7 +57,7 @@ def _times(rows: Array, cotangent: Array, axis: int) -> Array:
 always = Operation("always", lambda i: i == i, cpu_on_mesh=True)
 
 
-def in_the_loop(i: Array, f: Callable[..., Any], *arguments: Any) -> Any:
+def in_the_loop(i: Array, f: Callable[..., Tree], *arguments: object) -> Tree:
     """f(*arguments), with nothing of it moved out of the loop over i.
 
     XLA:CPU computes what does not depend on the loop's state once, before the loop, and keeps it:
@@ -66,7 +68,7 @@ def in_the_loop(i: Array, f: Callable[..., Any], *arguments: Any) -> Any:
     """
     traced_once = jax.jit(f)
 
-    def never(*arguments: Any) -> Any:
+    def never(*arguments: object) -> Tree:
         return jax.tree.map(zeros_as, jax.eval_shape(traced_once, *arguments))
 
     return lax.cond(always(i), traced_once, never, *arguments)

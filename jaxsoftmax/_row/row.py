@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
@@ -172,7 +173,7 @@ def _finish_jvp(
 def per_term(p_others: PerRow, state: RowState) -> PerRow:
     """(1 − p_k) / S: the probability of a class for each unit of its term in S."""
     # S is 0 or at least 1. (Not max(S, 1), whose derivative JAX halves where S is 1.)
-    return p_others / at_least(state.others, 0.5)
+    return p_others / lax.max(state.others, np.array(0.5, state.others.dtype))
 
 
 def logsumexp(row: Row, temperature: Temperature | None = None) -> PerRow:

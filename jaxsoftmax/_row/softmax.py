@@ -83,7 +83,9 @@ def _over_mesh_jvp(mesh_axis: AxisName, primals: Arrays, tangents: Arrays) -> tu
 # --- its logarithm --------------------------------------------------------------------------------
 
 _sum_of_others = Operation("sum_of_others", lambda values, *_: like_row(values))
-_spread_to_others = Operation("spread_to_others", lambda values, x, _: widen(x) + values[..., None])
+_spread_to_others = Operation(
+    "spread_to_others", lambda values, x, _: keep(spread(values, x), x == x)
+)
 
 
 @_sum_of_others.defjvp
@@ -151,7 +153,7 @@ def _log_softmax_jvp(mesh_axis: AxisName, primals: Arrays, tangents: Arrays) -> 
     of_pivot = over_classes(keep(logits_dot, is_pivot), mesh_axis)
     mean = keep(p_pivot * of_pivot + of_others, row_moves)
     at_pivot = p_others * of_pivot - of_others
-    moves = (logits != -jnp.inf) & ~is_pivot & spread(row_moves, logits)
+    moves = _spread_to_others(row_moves, logits, pivot)
     others = keep(logits_dot, moves) + _spread_to_others(-mean, logits, pivot)
     log_probs = _relative_to(row, logits, mesh_axis)
     return log_probs, others + place(at_pivot, pivot, logits)
@@ -162,7 +164,8 @@ def _relative_to(row: Row, logits: Array, mesh_axis: AxisName) -> Array:
     """log_softmax of logits whose row is known."""
     # max(top, −largest): a row without a class has −inf everywhere. Infinite ones share the rest.
     x = widen_apart(logits)
-    below = x - spread(at_least(row.top, -float(largest(row.top))), x)
+    # (The maximum of a NaN may be a number, but such a row's excess is NaN, too.)
+    below = x - spread(lax.max(row.top, -largest(row.top)), x)
     # Without the barrier XLA:CPU writes short rows of `below` to memory before it subtracts.
     return keep(below, x != jnp.inf) - spread(lax.optimization_barrier(row.excess), x)
 

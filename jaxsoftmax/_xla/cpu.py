@@ -23,7 +23,7 @@ from jaxsoftmax._xla.cpu_largest import two_largest
 from jaxsoftmax._xla.cpu_softmax import softmax as softmax
 from jaxsoftmax._xla.cpu_softmax import softmax_tangent as softmax_tangent
 from jaxsoftmax._xla.dtypes import Size, finite, largest, widen
-from jaxsoftmax._xla.masks import is_class, keep
+from jaxsoftmax._xla.masks import is_class, keep, nan_where
 from jaxsoftmax._xla.products import over_matrices, product
 
 _FEWEST_CLASSES = 64  # below this a mask costs nothing
@@ -50,7 +50,8 @@ def row_state_and_terms(
     label_logit, maximum = entry(logits, label), _maximum_of_others(logits, label)
     if is_small(logits):
         terms = portable.shared_terms(logits, label, maximum, *scale)
-        return label_logit, maximum, jnp.sum(terms, axis=-1), terms
+        others = nan_where(jnp.isnan(label_logit), jnp.sum(terms, axis=-1))
+        return label_logit, maximum, others, terms
     terms = portable.exponentials(logits, finite(maximum), *scale)
     total = jnp.sum(terms, axis=-1)
     of_label = portable.term(label_logit, finite(maximum), *scale)

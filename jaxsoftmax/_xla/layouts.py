@@ -70,7 +70,7 @@ def _main(module: Any) -> Any:
     return next((op for op in mains if "arg_attrs" in op.attributes), None)
 
 
-def _mesh(sharding: Any) -> AbstractMesh | None:
+def _mesh(sharding: sdy.TensorShardingAttr) -> AbstractMesh | None:
     """The mesh that stands in a sharding; None for a reference, and for an order of its own."""
     if str(sharding.mesh_or_ref).startswith("@"):
         return None
@@ -82,7 +82,7 @@ def _mesh(sharding: Any) -> AbstractMesh | None:
     return AbstractMesh(sizes, names, axis_types=(AxisType.Auto,) * len(axes))
 
 
-def _spec(sharding: Any) -> Spec | None:
+def _spec(sharding: sdy.TensorShardingAttr) -> Spec | None:
     """None where it splits a mesh axis."""
     dimensions = [sdy.DimensionShardingAttr(d).axes for d in sharding.dimension_shardings]
     axes = [[sdy.AxisRefAttr(axis) for axis in of_one] for of_one in dimensions]

@@ -31,12 +31,12 @@ def at_least(x: Shaped[Array, "*s"], bound: float) -> Shaped[Array, "*s"]:
     XLA:CPU's own maximum and minimum of a NaN and a number may be the number (JAX 0.12, in loops
     with a reduction over some hundred classes).
     """
-    return keep(x, ~(x < bound), bound)
+    return lax.select(x < bound, lax.full_like(x, bound), x)
 
 
 def at_most(x: Shaped[Array, "*s"], bound: float) -> Shaped[Array, "*s"]:
     """min(x, bound), NaN where x is."""
-    return keep(x, ~(x > bound), bound)
+    return lax.select(x > bound, lax.full_like(x, bound), x)
 
 
 def nan_where(bad: Bool[Array, "*s"], x: Shaped[Array, "*s"]) -> Shaped[Array, "*s"]:

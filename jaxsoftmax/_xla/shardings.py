@@ -16,14 +16,14 @@ Tree = TypeVar("Tree")
 Function = TypeVar("Function", bound=Callable[..., object])
 
 
-def explicit_sharding(x: Any) -> NamedSharding | None:
+def explicit_sharding(x: object) -> NamedSharding | None:
     """How an array, or what a type is of, is sharded where the type names mesh axes; else None."""
     sharding = _type(x).sharding
     split = any(axis is not None for axis in getattr(sharding, "spec", ()))
     return sharding if split else None
 
 
-def explicit_mesh(arrays: Iterable[Any]) -> AbstractMesh | None:
+def explicit_mesh(arrays: Iterable[object]) -> AbstractMesh | None:
     """The mesh on whose explicit axes one of the arrays is sharded; None where none is."""
     found = (explicit_sharding(x) for x in arrays)
     return next((sharding.mesh.abstract_mesh for sharding in found if sharding is not None), None)
@@ -72,7 +72,7 @@ def by_rows(f: Function, class_axes: Callable[..., tuple[int, ...]]) -> Function
         placed = {(): PartitionSpec(), logits.shape: spec}
         placed[tuple(logits.shape[i] for i in kept)] = PartitionSpec(*(spec[i] for i in kept))
 
-        def place(x: Any) -> PartitionSpec:
+        def place(x: jax.ShapeDtypeStruct) -> PartitionSpec:
             return placed.get(x.shape, PartitionSpec())
 
         of_f = functools.partial(f, **keywords)
@@ -106,7 +106,7 @@ def vary_alike(tree: Tree, like: object) -> Tree:
     return jax.tree.map(vary, tree) if axes else tree
 
 
-def zeros_as(x: Any) -> Array:
+def zeros_as(x: Array | jax.ShapeDtypeStruct) -> Array:
     """Zeros in place of the array, or of what `jax.eval_shape` says of one, sharded as it is."""
     return vary_alike(jnp.zeros(x.shape, x.dtype, device=explicit_sharding(x)), x)
 
@@ -141,11 +141,11 @@ def sharding_of_product(a: Array, b: Array, contract: tuple[int, int]) -> NamedS
     return NamedSharding(mesh, PartitionSpec(*kept))
 
 
-def varying(x: Any) -> frozenset[Hashable]:
+def varying(x: object) -> frozenset[Hashable]:
     """The mesh axes over which an array varies, as far as its type says."""
     axes = getattr(_type(x), "manual_axis_type", None)  # None for a shape outside of any mesh
     return frozenset() if axes is None else axes.varying
 
 
-def _type(x: Any) -> Any:
+def _type(x: object) -> Any:
     return jax.typeof(x) if isinstance(x, jax.Array) else x
