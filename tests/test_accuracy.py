@@ -132,6 +132,7 @@ def test_float64(classes):
 # --- many classes ---------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive(every=2, cover=False)
 @pytest.mark.parametrize(
     "classes",
     [

@@ -210,7 +210,7 @@ def test_gradient_against_finite_differences_of_the_formula():
     )
 
 
-@pytest.mark.exhaustive(every=3, cover=False)
+@pytest.mark.exhaustive(every=7, cover=False)
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     "name", ["softmax", "log_softmax", "logsumexp", "classes", "soft", "nll", "binary"]

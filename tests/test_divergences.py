@@ -61,6 +61,7 @@ def definition(x, y, beta, temperature):
     return jnp.mean(beta * divergence(log_p, log_m) + (1 - beta) * divergence(log_q, log_m))
 
 
+@pytest.mark.exhaustive(every=4, cover=False)
 @pytest.mark.parametrize("offset", [0.0, 100.0])
 @pytest.mark.parametrize("noise", [3.0, 0.3, 1e-2, 1e-4, 1e-6])
 @each_beta
@@ -94,6 +95,7 @@ def everything_of(f, beta):
     return compiled(everything)
 
 
+@pytest.mark.exhaustive(every=3, cover=False)
 @each_beta
 @pytest.mark.parametrize("temperature", [1.0, 1.7])
 @pytest.mark.parametrize("close", [1.0, 1e-3])
@@ -132,6 +134,7 @@ def checked_for_nan(beta):
     return checked(jax.value_and_grad(partial(js.kl_divergence, beta=beta), (0, 1)))
 
 
+@pytest.mark.exhaustive(every=3, cover=False)
 @each_beta
 @pytest.mark.parametrize(("x", "y"), EDGES)
 def test_edges(x, y, beta):

@@ -96,6 +96,7 @@ MANY = {
 }
 
 
+@pytest.mark.exhaustive(every=3, cover=False)
 @pytest.mark.parametrize("label_dtype", [jnp.int32, jnp.uint8], ids=["int32", "uint8"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("case", MANY)
@@ -161,7 +162,7 @@ def losses_of(labels, classes, **options):
     return oracles.f64(got), oracles.cross_entropy(x, labels, reduction="none", **options)
 
 
-@pytest.mark.exhaustive(every=5)
+@pytest.mark.exhaustive(every=7, cover=False)
 @pytest.mark.parametrize("dtype", LABEL_DTYPES)
 @pytest.mark.parametrize("classes", [3, 256, 1000])
 def test_labels_of_any_integer_dtype(classes, dtype):

@@ -166,6 +166,7 @@ def test_forms_agree(name, dtype, x64):
         jax.tree.map(partial(np.testing.assert_allclose, rtol=tolerance), other, found[0])
 
 
+@pytest.mark.exhaustive(every=3, cover=False)
 @pytest.mark.parametrize("classes", [2, 63, 130, CLASSES])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_forms_of_softmax_agree(classes, dtype, x64):

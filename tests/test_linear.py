@@ -113,7 +113,7 @@ def row_case(function, kind, row):
     return linear_case(function, table.SOFT * exists, options)
 
 
-@pytest.mark.exhaustive(every=6, cover=False)
+@pytest.mark.exhaustive(every=13, cover=False)
 @pytest.mark.parametrize(
     ("kind", "row"),
     [("classes", row) for row in ROWS | INDEX_ROWS]
@@ -248,6 +248,7 @@ def assert_gradients(got, expected, sums, dtype, what):
         assert np.all(np.abs(oracles.f64(ours) - exact) <= allowed + tiny), (what, name)
 
 
+@pytest.mark.exhaustive(every=3, cover=False)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_sizes_that_divide_nothing(size):
     *size, chunk_size = size
@@ -366,7 +367,7 @@ def small():
 ALL = (0, 1, 2)
 
 
-@pytest.mark.exhaustive(every=4)
+@pytest.mark.exhaustive(every=5, cover=False)
 @pytest.mark.parametrize("how", ["ignore_index", "mask", "weight 0"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_what_an_ignored_row_holds_reaches_nothing(small, how, reduction):
@@ -476,7 +477,7 @@ def test_batch_axes_of_any_number(implementation):
     assert one.shape == ()
 
 
-@pytest.mark.exhaustive(every=4)
+@pytest.mark.exhaustive(every=5, cover=False)
 @pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 2)])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_no_rows(shape, reduction):
@@ -578,6 +579,7 @@ def test_a_second_backward_through_the_same_linearisation(small, reduction):
     )
 
 
+@pytest.mark.exhaustive(every=2, cover=False)
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("tokens", ["5", "n"])
 def test_export_round_trip(small, tokens, tied):

@@ -165,6 +165,7 @@ def test_value_and_gradients_in_bfloat16(chunk_size, tied):
 STREAMED_MEMORY = 256 * MIB + (4 * N * D if jax.__version_info__ < (0, 12) else 0)
 
 
+@pytest.mark.exhaustive(every=3, cover=False)
 @on_cpu
 @pytest.mark.parametrize("tied", [False, True], ids=["kernel", "tied embedding"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])

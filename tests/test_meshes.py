@@ -155,7 +155,7 @@ def on_one_device(loss):
     return f, f(*arrays_of())
 
 
-@pytest.mark.exhaustive(every=13, thin=3, cover=False)
+@pytest.mark.exhaustive(every=26, thin=3, cover=False)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -188,7 +188,7 @@ def products_on_one_device(loss):
     return f, arrays, f(*arrays)
 
 
-@pytest.mark.exhaustive(every=13, thin=5, cover=False)
+@pytest.mark.exhaustive(every=26, thin=5, cover=False)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("loss", ["mean", "none", "streamed"])
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -232,6 +232,7 @@ def test_transformations_around_it(kind):
     assert_close(jax.jit(g)(*put((h, w, y), layout[1:], mesh)), expected)
 
 
+@pytest.mark.exhaustive(every=2, cover=False)
 @pytest.mark.parametrize("spec", [P("data", "model"), P("model", "data")])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_tied_embedding(spec, kind):
@@ -267,7 +268,7 @@ def test_mixed_kinds_of_axes(kind):
     assert_close(jax.jit(f)(*given), jax.jit(f)(h, w, y))
 
 
-@pytest.mark.exhaustive(every=3)
+@pytest.mark.exhaustive(every=5, cover=False)
 @pytest.mark.parametrize("manual", [("data",), ("model",), ("data", "model")])
 @pytest.mark.parametrize("kinds", ["auto auto", "explicit explicit", "auto explicit"])
 def test_a_mesh_that_is_partly_manual(kinds, manual):
@@ -350,7 +351,7 @@ def compiled_step(loss, layout, kind, arrays, micro_batches=2):
         return jitted.lower(master, state, h, y).compile(), (master, state, h, y)
 
 
-@pytest.mark.exhaustive(every=5, thin=2, cover=False)
+@pytest.mark.exhaustive(every=11, thin=2, cover=False)
 @pytest.mark.parametrize("name", [n for n in LAYOUTS if n != "labels alone"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_training_step(name, kind):
@@ -376,7 +377,7 @@ def test_a_training_step(name, kind):
     assert reads(master, layout.kernel)
 
 
-@pytest.mark.exhaustive(every=9, cover=False)
+@pytest.mark.exhaustive(every=16, cover=False)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", [n for n in LAYOUTS if n != "labels alone"])
 @pytest.mark.parametrize("tokens", [256, 8192])
@@ -436,7 +437,7 @@ BESIDE = {
 }
 
 
-@pytest.mark.exhaustive(every=5, cover=False)
+@pytest.mark.exhaustive(every=11, cover=False)
 @pytest.mark.parametrize("spec", [P("d"), P(None, "d")], ids=["rows", "classes"])
 @pytest.mark.parametrize("case", BESIDE)
 def test_explicit_axes_that_do_not_agree(case, spec):

@@ -27,7 +27,7 @@ ROW_OPTIONS = {
 }
 
 
-@pytest.mark.exhaustive(every=3, cover=False)
+@pytest.mark.exhaustive(every=4, cover=False)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", [(12, 700), (16, 32000)], ids=str)
 def test_a_nan_in_a_long_row_stays_one(shape, dtype):
@@ -181,6 +181,7 @@ def test_smoothing_of_one_of_a_binary_label():
     np.testing.assert_allclose(value, np.log1p(np.exp(-2.0)) + 1.0, rtol=1e-6)
 
 
+@pytest.mark.exhaustive(every=3, cover=False)
 @pytest.mark.parametrize("linear", [False, True])
 @pytest.mark.parametrize("weights", [[[1.0], [0.0]], [[0.5, 0.0, 2.0]], 2.0, [[True], [False]]])
 def test_example_weights_broadcast_to_the_batch(weights, linear):
@@ -218,6 +219,7 @@ def test_options_that_float32_does_not_hold(name, value):
 TEMPERED = [([1e6 + 2, 1e6 - 1], 0.0136699), ([1000.3, 997.1, 998.0], 0.04665216)]
 
 
+@pytest.mark.exhaustive(every=3, cover=False)
 @pytest.mark.parametrize("implementation", [None, "chunked", "streamed", "reference"])
 @pytest.mark.parametrize(("row", "expected"), TEMPERED)
 def test_a_temperature_divides_differences(row, expected, implementation):
@@ -307,7 +309,7 @@ def test_formats_without_infinities(name):
     np.testing.assert_allclose(log_probs, 2.0, rtol=1e-6)
 
 
-@pytest.mark.exhaustive(every=4, cover=False)
+@pytest.mark.exhaustive(every=9, cover=False)
 @pytest.mark.parametrize("implementation", ["chunked", "streamed", "reference"])
 @pytest.mark.parametrize("kernel_dtype", ["same", "bfloat16", "float32"])
 @pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2", "float4_e2m1fn"])

@@ -105,7 +105,7 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.exhaustive(every=5, cover=False)
+@pytest.mark.exhaustive(every=11, cover=False)
 @pytest.mark.parametrize(
     ("name", "row"), [(f, row) for f, rows in FUNCTIONS.items() for row in rows]
 )
@@ -119,7 +119,7 @@ def test_every_option(name, row, x64):
     )
 
 
-@pytest.mark.exhaustive(every=4, cover=False)
+@pytest.mark.exhaustive(every=7, cover=False)
 @pytest.mark.parametrize(
     ("kind", "row"),
     [
@@ -154,6 +154,7 @@ def total_over_the_mesh(x, y):
     return each_on_a_device(partial(js.cross_entropy, axis_name="model", reduction="sum"), x, y)
 
 
+@pytest.mark.exhaustive(every=2, cover=False)
 @pytest.mark.parametrize("margin", [20.0, 40.0, 64.0, 80.0])
 def test_small_losses_across_shards(margin):
     """[margin, 0, 0, ...] over 8 devices: full accuracy, wherever the label is."""
@@ -333,7 +334,7 @@ SHARDED = {
 }
 
 
-@pytest.mark.exhaustive(every=3, cover=False)
+@pytest.mark.exhaustive(every=5, cover=False)
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @pytest.mark.parametrize("case", SHARDED)
 def test_sharded_arrays_under_jit(case, kind):
@@ -509,7 +510,7 @@ def everything_of(f):
     return compiled(everything)(*arrays)
 
 
-@pytest.mark.exhaustive(every=4)
+@pytest.mark.exhaustive(every=7, cover=False)
 @pytest.mark.parametrize(
     "options",
     [{}, {"label_smoothing": 0.1, "z_loss": 0.01}, {"implementation": "streamed"}],

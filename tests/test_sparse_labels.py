@@ -122,7 +122,7 @@ def x64():
         yield
 
 
-@pytest.mark.exhaustive(every=5, cover=False)
+@pytest.mark.exhaustive(every=11, cover=False)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_as_soft_labels(name, path, x64):
@@ -216,7 +216,7 @@ def loss_to_shard(implementation):
     return f, arrays, f(*arrays)
 
 
-@pytest.mark.exhaustive(every=5, cover=False)
+@pytest.mark.exhaustive(every=8, cover=False)
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @pytest.mark.parametrize("implementation", ["chunked", "streamed"])
 @pytest.mark.parametrize("layout", LAYOUTS)

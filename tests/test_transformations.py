@@ -476,7 +476,7 @@ def assert_close(ours, definition, tolerance, what):
 # --- every row ------------------------------------------------------------------------------------
 
 
-@pytest.mark.exhaustive(every=17, cover=False)
+@pytest.mark.exhaustive(every=35, cover=False)
 @every_row
 def test_float64_under_every_transformation(function, row, x64):
     check_every_transformation(make_case(function, ROWS[function][row]))
@@ -545,7 +545,7 @@ def check_every_transformation(case: Case, scale: float = 1.0) -> None:
     assert_close(got["checkpoint"], gradient, exact, "checkpoint")
 
 
-@pytest.mark.exhaustive(every=13, cover=False)
+@pytest.mark.exhaustive(every=27, cover=False)
 @every_row
 def test_float32_without_an_outer_jit(function, row):
     case = make_case(function, ROWS[function][row])
@@ -563,7 +563,7 @@ def _narrow(array):
     return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
-@pytest.mark.exhaustive(every=7, cover=False)
+@pytest.mark.exhaustive(every=15, cover=False)
 @every_row
 def test_dtypes_do_not_depend_on_x64(function, row):
     """float32 stays float32 where float64 could be had; bfloat16 logits give float32 losses."""
@@ -603,6 +603,7 @@ def _value_and_gradients(case, arrays):
 # --- vmap over each argument alone ----------------------------------------------------------------
 
 
+@pytest.mark.exhaustive(every=3, cover=False)
 @pytest.mark.parametrize(
     ("function", "options"),
     [

@@ -76,7 +76,7 @@ def test_a_label_out_of_range_is_nan_for_its_example_alone(name, options, way):
         assert_close(losses[kept], expected)
 
 
-@pytest.mark.exhaustive(every=3)
+@pytest.mark.exhaustive(every=5, cover=False)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @each_loss
 def test_the_gradient_of_a_label_out_of_range_is_nan_for_its_example_alone(name, options):
@@ -158,7 +158,7 @@ def names_the_label(message: str | None, value: int, classes: int) -> bool:
     return "labels" in (message or "") and str(value) in numbers and str(classes) in numbers
 
 
-@pytest.mark.exhaustive(every=6)
+@pytest.mark.exhaustive(every=11, cover=False)
 @pytest.mark.parametrize("bad", [7, -1])
 @each_checked
 @each_loss
@@ -232,7 +232,7 @@ LEFT_OUT = {
 }
 
 
-@pytest.mark.exhaustive(every=6)
+@pytest.mark.exhaustive(every=9, cover=False)
 @pytest.mark.parametrize("way", ["plain", "jit inside", "grad", "jvp"])
 @pytest.mark.parametrize("how", LEFT_OUT)
 @each_loss
@@ -418,7 +418,7 @@ def check_round_trip(case: Exported, batch: tuple, examples: int) -> None:
         assert_close(gradients[i], oracles.numerical_gradient(scalar, array))
 
 
-@pytest.mark.exhaustive(every=6, cover=False)
+@pytest.mark.exhaustive(every=11, cover=False)
 @pytest.mark.parametrize("case", EXPORTED)
 def test_export_of_a_symbolic_batch(case):
     check_round_trip(EXPORTED[case], BATCHES["symbolic"](), examples=N)

@@ -59,6 +59,7 @@ def test_smoothing_counts_only_the_examples_that_are_kept(kind, weighted):
     assert_close(gradients["logits"], oracles.numerical_gradient(definition, logits))
 
 
+@pytest.mark.exhaustive(every=3, cover=False)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("labels", ON_EXISTING)
 @pytest.mark.parametrize("name", ["cross_entropy", "nll_loss"])
@@ -131,6 +132,7 @@ def test_microbatches_of_unequal_length_with_one_denominator():
     assert_close(jax.grad(accumulated)(jnp.asarray(x)), slope)
 
 
+@pytest.mark.exhaustive(every=3, cover=False)
 @pytest.mark.parametrize(("kind", "options"), SOME_OPTIONS)
 def test_the_gradient_without_reduction_takes_the_cotangent(kind, options):
     """A gradient made in the forward pass forgets it (liger #678, #968, #1298)."""
@@ -213,6 +215,7 @@ ZERO_DIVISORS = {
 }
 
 
+@pytest.mark.exhaustive(every=3, cover=False)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("how", ZERO_DIVISORS)
 def test_a_divisor_of_zero(how, smoothing):
@@ -225,6 +228,7 @@ def test_a_divisor_of_zero(how, smoothing):
         np.testing.assert_array_equal(gradient, 0.0, err_msg=name)
 
 
+@pytest.mark.exhaustive(every=3, cover=False)
 @pytest.mark.parametrize("how", ["denominator", "weights that cancel"])
 @pytest.mark.parametrize("kind", ["nll classes", "distributions", "nll distributions", "entries"])
 def test_a_divisor_of_zero_of_the_other_losses(kind, how):
