@@ -48,6 +48,7 @@ for _public in (LossStatistics, SparseLabels):
         )
 
 Loss = Array | tuple[Array, LossStatistics]
+Divisor = Float[Array | np.ndarray, ""]
 
 
 def reduced(rows: RowLosses, examples: Examples, arrays: Arrays, options: LossOptions) -> Loss:
@@ -63,7 +64,7 @@ def reduced(rows: RowLosses, examples: Examples, arrays: Arrays, options: LossOp
     return losses, statistics_of(rows, examples, divisor)
 
 
-def statistics_of(rows: RowLosses, examples: Examples, divisor: Array) -> LossStatistics:
+def statistics_of(rows: RowLosses, examples: Examples, divisor: Divisor) -> LossStatistics:
     """What is known of the rows, those that do not count aside."""
 
     def counting(values: Array | None, otherwise: int = 0) -> Array:
@@ -82,7 +83,7 @@ def statistics_of(rows: RowLosses, examples: Examples, divisor: Array) -> LossSt
         predicted=counting(rows.predicted),
         predicted_log_prob=counting(rows.predicted_log_prob),
         rank=None if rows.rank is None else counting(rows.rank, -1),
-        weight_sum=divisor,
+        weight_sum=jnp.asarray(divisor),
     )
 
 
@@ -97,7 +98,7 @@ def divisor_of(
     shape: tuple[Size, ...],
     dtype: np.dtype,
     options: LossOptions,
-) -> Float[Array, ""]:
+) -> Divisor:
     """What the mean divides by, known before any logit is.
 
     Σ label_weights · weights; the number of examples without them.
@@ -110,18 +111,21 @@ def divisor_of(
             weights = of_label
         else:
             weights = weights * keep(of_label, (weights != 0.0) | lax.is_finite(of_label))
-    if weights is None:
-        return jnp.asarray(math.prod(shape), dtype)
-    return jnp.sum(weights)
+    if weights is not None:
+        return jnp.sum(weights)
+    count = math.prod(shape)
+    return np.asarray(count, dtype) if isinstance(count, int) else jnp.asarray(count, dtype)
 
 
 def divided(
-    total: Float[Array, ""], divisor: Float[Array, ""], arrays: Arrays, options: LossOptions
+    total: Float[Array, ""], divisor: Divisor, arrays: Arrays, options: LossOptions
 ) -> Float[Array, ""]:
     """The sum, or the chapter's 1/N Σ; a divisor of 0 gives 0 and gradient 0."""
     if options.reduction == "sum":
         return total
     if arrays.denominator is not None:
         divisor = arrays.denominator.astype(total.dtype)
-    counts = divisor != 0.0
-    return keep(total / keep(divisor, counts, 1.0), counts)
+    if isinstance(divisor, np.ndarray) and divisor:  # a number that is known
+        return total / divisor
+    counts = jnp.asarray(divisor) != 0.0
+    return keep(total / keep(jnp.asarray(divisor), counts, 1.0), counts)

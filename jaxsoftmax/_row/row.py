@@ -86,33 +86,33 @@ def finish(state: RowState, temperature: Temperature | None, pivot_is_largest: b
     gap, error = _gap(state, temperature)
     if pivot_is_largest:
         odds = _odds(state.others, gap, 1.0 + error)
-        ahead, probability = jnp.log1p(odds), 1.0 / (1.0 + odds)
+        ahead, probability = lax.log1p(odds), 1.0 / (1.0 + odds)
         others = keep(odds * probability, state.pivot_logit != jnp.inf)
         return Row(ahead, ahead, state.pivot_logit, probability, others)
-    gap = keep(gap, (state.pivot_logit < jnp.inf) | (state.maximum == jnp.inf), -jnp.inf)
+    below_infinity, saturated = state.pivot_logit < jnp.inf, state.maximum == jnp.inf
+    possible = ~((below_infinity & saturated) | (state.pivot_logit == -jnp.inf))
+    gap = keep(gap, below_infinity | saturated, -jnp.inf)
     # Where another class leads, S >= 1: odds of the pivot against the others, both exact.
     leads = gap <= 0.0
     most = at_least(state.others, 1.0)
     odds = _odds(
         lax.select(leads, state.others, 1.0 / most),
-        -jnp.abs(gap),
+        -lax.abs(gap),
         1.0 + lax.select(leads, error, -error),
     )
-    ahead = jnp.log1p(odds)
-    above = jnp.log(most) + ahead  # what logsumexp lies above the other class
+    ahead = lax.log1p(odds)
+    above = lax.log(most) + ahead  # what logsumexp lies above the other class
     loss = lax.select(leads, ahead, gap + (error + above))
     larger = 1.0 / (1.0 + odds)
     smaller = odds * larger
-    beside_infinity = (state.maximum == jnp.inf) & (state.pivot_logit < jnp.inf)
-    impossible = beside_infinity | (state.pivot_logit == -jnp.inf)
     excess = lax.select(leads, ahead, above)
-    top = jnp.maximum(state.pivot_logit, state.maximum)
+    top = lax.max(state.pivot_logit, state.maximum)
     others = keep(lax.select(leads, smaller, larger), state.pivot_logit != -jnp.inf, 1.0)
     return Row(
-        keep(loss, ~impossible, jnp.inf),
+        keep(loss, possible, jnp.inf),
         keep(excess, top != -jnp.inf),
         top,
-        keep(lax.select(leads, larger, smaller), ~impossible),
+        keep(lax.select(leads, larger, smaller), possible),
         keep(others, top != jnp.inf),
     )
 
@@ -125,7 +125,7 @@ def _gap(state: RowState, temperature: Temperature | None) -> tuple[Array, Array
     t, low = temperature
     quotient = finite(gap / t)
     # Where e^gap is 0 or infinite its digits do not count, and here they might overflow.
-    ordinary = (jnp.abs(quotient) < 1e6) & (t < 1e30)
+    ordinary = (lax.abs(quotient) < 1e6) & (t < 1e30)
     within = keep(quotient, ordinary)
     product, below = two_product(within, keep(t, t < 1e30, 1.0))
     error = (gap - product) - below + (error - within * low)
@@ -134,7 +134,7 @@ def _gap(state: RowState, temperature: Temperature | None) -> tuple[Array, Array
 
 def _odds(others: Array, gap: Array, correction: Array) -> Array:
     """S e^gap for gap <= 0, in two halves so that only the result underflows."""
-    half = jnp.exp(0.5 * gap)
+    half = lax.exp(0.5 * gap)
     return half * (others * half) * correction
 
 
