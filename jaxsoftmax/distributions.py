@@ -15,7 +15,7 @@ from jaxsoftmax import _arrays
 from jaxsoftmax._batch.examples import classes_last
 from jaxsoftmax._options import axis_name_of
 from jaxsoftmax._row import logits as _logits
-from jaxsoftmax._row import row as _row
+from jaxsoftmax._row import logsumexp as _logsumexp
 from jaxsoftmax._row import softmax as _softmax
 from jaxsoftmax._xla import mesh
 from jaxsoftmax._xla.dtypes import roomy
@@ -67,7 +67,7 @@ def logsumexp(
     """
     if not isinstance(keepdims, bool):
         raise TypeError(f"keepdims must be True or False, got {keepdims!r}")
-    return _call(_logsumexp, logits, axis, where, axis_name, keepdims)
+    return _call(_logsumexp.logsumexp, logits, axis, where, axis_name, keepdims)
 
 
 def softmax(
@@ -196,7 +196,3 @@ def _apply(
         return result
     apart = result.reshape(*result.shape[:-1], *(x.shape[axis] for axis in axes))
     return jnp.moveaxis(apart, range(batch, x.ndim), axes)
-
-
-def _logsumexp(x: Array, axis_name: AxisName) -> Array:
-    return _row.logsumexp(_row.of_largest(x, axis_name))

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxsoftmax
 from jaxsoftmax._fused import products
-from jaxsoftmax._row import softmax, state
+from jaxsoftmax._row import logsumexp, softmax, state
 from jaxsoftmax._xla import cpu, cpu_largest, forms, one_pass, portable
 
 ULP = 2.0**-23
@@ -29,7 +29,7 @@ FLOAT32 = {"rtol": 2e-6, "atol": 1e-6}
 
 OPERATIONS = [
     operation
-    for module in (state, softmax, products)
+    for module in (state, softmax, logsumexp, products)
     for operation in vars(module).values()
     if isinstance(operation, forms.Operation)
 ]
@@ -139,7 +139,7 @@ def test_explicit_axes(spec):
 
 def test_every_form_belongs_to_an_operation():
     names = {operation._primitive.name for operation in OPERATIONS}
-    assert len(names) == 15
+    assert len(names) == 17
     for module in (cpu, one_pass):
         own = {
             n for n, f in vars(module).items() if getattr(f, "__module__", "") == module.__name__
@@ -182,12 +182,15 @@ def test_forms_of_softmax_agree(classes, dtype, x64):
         tolerance = {"rtol": 1e-12, "atol": 1e-15}
     p = [module.softmax(logits) for module in (portable, cpu, one_pass)]
     tangents = [jax.jit(m.softmax_tangent)(logits, v) for m in (portable, cpu, one_pass)]
-    for found in (p, tangents):
+    times = [m.softmax_times(logits, v[:, 0]) for m in (portable, cpu, one_pass)]
+    means = [m.softmax_mean(logits, v) for m in (portable, cpu, one_pass)]
+    for found in (p, tangents, times, means):
         assert np.isnan(found[1][3]).all()
         assert np.isfinite(np.delete(found[1], 3, 0)).all()
         for other in found[1:]:
             np.testing.assert_allclose(other, found[0], **tolerance)
-    np.testing.assert_array_equal(tangents[1][:3], 0.0)
+    for found in (tangents, times, means):
+        np.testing.assert_array_equal(found[1][:3], 0.0)
     np.testing.assert_array_equal(p[1][1, :3], [0.5, 0.5, 0.0][:classes])
 
 
@@ -217,6 +220,11 @@ def test_rows_that_are_computed_twice(n, classes):
     found[1] = moved[1] = size[1] = 0.0
     size[np.isinf(top[:, 0])] = 0.0
     assert (np.abs(found - moved) <= 4e-6 * size + 1e-30).all()
+    moving = np.where(np.isinf(top), 0.0, p)
+    found = jax.jit(cpu.softmax_times)(logits, v[:, 0])
+    np.testing.assert_allclose(found, moving * v[:, :1], rtol=4e-6, atol=1e-30)
+    found = jax.jit(cpu.softmax_mean)(logits, v)
+    np.testing.assert_allclose(found, (moving * v).sum(-1), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("absent", [False, True], ids=["all classes", "some absent"])
@@ -256,8 +264,10 @@ def test_the_two_largest_numbers(n, classes, dtype):
 
 def test_gradients_of_distributions_need_no_second_array_of_the_logits():
     x = jax.ShapeDtypeStruct((256, 32000), jnp.float32)
-    for f in (jaxsoftmax.softmax, jaxsoftmax.log_softmax):
-        pulled = jax.jit(lambda x, g, f=f: jax.vjp(f, x)[1](g)[0]).lower(x, x).compile()
+    row = jax.ShapeDtypeStruct((256,), jnp.float32)
+    functions = {jaxsoftmax.softmax: x, jaxsoftmax.log_softmax: x, jaxsoftmax.logsumexp: row}
+    for f, g in functions.items():
+        pulled = jax.jit(lambda x, g, f=f: jax.vjp(f, x)[1](g)[0]).lower(x, g).compile()
         assert pulled.memory_analysis().temp_size_in_bytes < x.size * 4 / 16
 
 

@@ -28,7 +28,7 @@ from jaxsoftmax._xla.mesh import AxisName, over_classes
 # --- softmax --------------------------------------------------------------------------------------
 
 _softmax_here = Operation("softmax", widen)
-_tangent_here = Operation("softmax_tangent", lambda x, tangent: widen(x) + tangent)
+softmax_tangent = Operation("softmax_tangent", lambda x, tangent: widen(x) + tangent)
 _exponentials_here = Operation("row_exponentials", lambda x: (like_row(x), widen(x), like_row(x)))
 
 
@@ -40,27 +40,27 @@ def softmax(logits: PerClass, mesh_axis: AxisName) -> PerClass:
 @_softmax_here.defjvp
 def _softmax_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
     """ṗ = p (ẋ − ⟨p, ẋ⟩); 0 in a saturated row."""
-    return (_softmax_here(*primals),), (_tangent_here(*primals, widen(tangents[0])),)
+    return (_softmax_here(*primals),), (softmax_tangent(*primals, widen(tangents[0])),)
 
 
-@_tangent_here.defjvp
+@softmax_tangent.defjvp
 def _tangent_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
     """Of p (v − ⟨p, v⟩): p (v̇ − ⟨p, v̇⟩) + ṗ (v − ⟨p, v⟩) − p ⟨ṗ, v⟩."""
     (logits, v), (logits_dot, v_dot) = primals, tangents
-    moved = [] if is_zero(v_dot) else [_tangent_here(logits, v_dot)]
+    moved = [] if is_zero(v_dot) else [softmax_tangent(logits, v_dot)]
     if not is_zero(logits_dot):
-        p, p_dot = _softmax_here(logits), _tangent_here(logits, widen(logits_dot))
+        p, p_dot = _softmax_here(logits), softmax_tangent(logits, widen(logits_dot))
         mean, mean_dot = (spread(jnp.sum(x * v, axis=-1), v) for x in (p, p_dot))
         moved.append(p_dot * (v - mean) - p * mean_dot)
-    return (_tangent_here(*primals),), (sum(moved[1:], moved[0]),)
+    return (softmax_tangent(*primals),), (sum(moved[1:], moved[0]),)
 
 
-@_tangent_here.deftranspose
+@softmax_tangent.deftranspose
 def _tangent_transpose(
     cotangents: Tangents, logits: Array, tangent: object
 ) -> tuple[Array | None, ...]:
     """diag(p) − p pᵀ is symmetric."""
-    return None, _tangent_here(logits, cotangents[0])
+    return None, softmax_tangent(logits, cotangents[0])
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))

@@ -127,12 +127,6 @@ def _state_of_largest_and_terms_jvp(primals: Arrays, tangents: Tangents) -> tupl
     return (*state, pivot, terms), (*dots[:3], zero(pivot), dots[3])
 
 
-@row_state_of_largest.defjvp
-def _state_of_largest_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
-    state, state_dot = _state_of_largest_and_terms_jvp(primals, tangents)
-    return state[:4], state_dot[:4]
-
-
 @row_terms.defjvp
 def _row_terms_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
     logits, _, maximum, *scale = primals

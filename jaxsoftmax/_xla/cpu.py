@@ -21,7 +21,9 @@ from jaxsoftmax._xla.cpu_blocks import (
 )
 from jaxsoftmax._xla.cpu_largest import two_largest
 from jaxsoftmax._xla.cpu_softmax import softmax as softmax
+from jaxsoftmax._xla.cpu_softmax import softmax_mean as softmax_mean
 from jaxsoftmax._xla.cpu_softmax import softmax_tangent as softmax_tangent
+from jaxsoftmax._xla.cpu_softmax import softmax_times as softmax_times
 from jaxsoftmax._xla.dtypes import Size, finite, largest, widen
 from jaxsoftmax._xla.masks import is_class, keep, nan_where
 from jaxsoftmax._xla.products import over_matrices, product

@@ -96,6 +96,16 @@ def softmax_tangent(logits: Array, tangent: Array) -> Array:
     return portable.tangent_of_probabilities(*row_exponentials(logits), tangent)
 
 
+def softmax_mean(logits: Array, v: Array) -> Array:
+    """As `portable.softmax_mean`."""
+    return portable.mean_of_exponentials(*row_exponentials(logits), v)
+
+
+def softmax_times(logits: Array, values: Array) -> Array:
+    """As `portable.softmax_times`."""
+    return portable.exponentials_times(*row_exponentials(logits), values)
+
+
 def _single(x: Array) -> Part:
     """Parts of one class each."""
     return Part(x, finite(x), keep(lax.full_like(x, 1.0), x != -jnp.inf))

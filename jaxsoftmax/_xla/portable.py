@@ -75,6 +75,16 @@ def softmax_tangent(logits: Array, tangent: Array) -> Array:
     return tangent_of_probabilities(*row_exponentials(logits), tangent)
 
 
+def softmax_mean(logits: Array, v: Array) -> Array:
+    """⟨p, v⟩ of each row, v in the accumulator's dtype; 0 in a saturated row."""
+    return mean_of_exponentials(*row_exponentials(logits), v)
+
+
+def softmax_times(logits: Array, values: Array) -> Array:
+    """p times a number of each row; 0 in a saturated row."""
+    return exponentials_times(*row_exponentials(logits), values)
+
+
 def sum_of_others(values: Array, logits: Array, label: Array) -> Array:
     """Σ of the values of the classes that exist but the label."""
     return jnp.sum(keep(values, others(logits, label)), axis=-1)
@@ -127,6 +137,21 @@ def tangent_of_probabilities(maximum: Array, terms: Array, total: Array, tangent
     p = probabilities(maximum, terms, total)
     mean = jnp.sum(p * tangent, axis=-1)
     return keep(p * (tangent - spread(mean, p)), spread(maximum != jnp.inf, p))
+
+
+def mean_of_exponentials(maximum: Array, terms: Array, total: Array, v: Array) -> Array:
+    """That of `probabilities`, 0 in a saturated row."""
+    return scale_of(maximum, total) * jnp.sum(terms * v, axis=-1)
+
+
+def exponentials_times(maximum: Array, terms: Array, total: Array, values: Array) -> Array:
+    """`probabilities` times a number of each row, 0 in a saturated row."""
+    return terms * spread(scale_of(maximum, total) * values, terms)
+
+
+def scale_of(maximum: Array, total: Array) -> Array:
+    """1 / Σ_j exp(x_j − m), 0 in a saturated row."""
+    return keep(1.0 / at_least(total, 1.0), maximum != jnp.inf)
 
 
 def others(logits: Array, label: Array) -> Array:

@@ -1,0 +1,68 @@
+"""log Σ exp over the last axis, whose derivative is a mean over the classes."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxsoftmax._row import row as _row
+from jaxsoftmax._row.softmax import softmax, softmax_tangent
+from jaxsoftmax._row.state import like_row
+from jaxsoftmax._xla import mesh
+from jaxsoftmax._xla.dtypes import PerClass, PerRow, widen
+from jaxsoftmax._xla.forms import Arrays, Operation, Tangents, is_zero
+from jaxsoftmax._xla.masks import keep, spread
+from jaxsoftmax._xla.mesh import AxisName, over_classes
+
+_mean_here = Operation("softmax_mean", lambda x, v: like_row(x) + like_row(v))
+_times_here = Operation("softmax_times", lambda x, values: widen(x) + spread(values, x))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def logsumexp(logits: PerClass, mesh_axis: AxisName) -> PerRow:
+    """top + log(Σ_j exp(x_j − top))."""
+    return _row.logsumexp(_row.of_largest(logits, mesh_axis))
+
+
+@logsumexp.defjvp
+def _logsumexp_jvp(mesh_axis: AxisName, primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
+    """⟨p, ẋ⟩; 0 in a saturated row."""
+    (logits,), v = primals, widen(tangents[0])
+    found = logsumexp(logits, mesh_axis)
+    if mesh_axis is None:
+        return found, _mean_here(logits, v)
+    moves = mesh.maximum(jnp.max(logits, axis=-1), mesh_axis) != jnp.inf
+    return found, keep(over_classes(softmax(logits, mesh_axis) * v, mesh_axis), moves)
+
+
+@_mean_here.defjvp
+def _mean_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
+    """Of ⟨p, v⟩: ⟨p, v̇⟩ + ⟨ṗ, v⟩."""
+    (logits, v), (logits_dot, v_dot) = primals, tangents
+    moved = [] if is_zero(v_dot) else [_mean_here(logits, v_dot)]
+    if not is_zero(logits_dot):
+        moved.append(jnp.sum(softmax_tangent(logits, widen(logits_dot)) * v, axis=-1))
+    return (_mean_here(*primals),), (sum(moved[1:], moved[0]),)
+
+
+@_times_here.defjvp
+def _times_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
+    """Of p v, v a number of each row: p v̇ + ṗ v."""
+    (logits, v), (logits_dot, v_dot) = primals, tangents
+    moved = [] if is_zero(v_dot) else [_times_here(logits, v_dot)]
+    if not is_zero(logits_dot):
+        moved.append(softmax_tangent(logits, widen(logits_dot)) * spread(v, logits))
+    return (_times_here(*primals),), (sum(moved[1:], moved[0]),)
+
+
+@_mean_here.deftranspose
+def _mean_transpose(cotangents: Tangents, logits: Array, v: object) -> tuple[Array | None, ...]:
+    return None, _times_here(logits, cotangents[0])
+
+
+@_times_here.deftranspose
+def _times_transpose(cotangents: Tangents, logits: Array, v: object) -> tuple[Array | None, ...]:
+    return None, _mean_here(logits, cotangents[0])
