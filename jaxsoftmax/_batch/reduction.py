@@ -127,5 +127,6 @@ def divided(
         divisor = arrays.denominator.astype(total.dtype)
     if isinstance(divisor, np.ndarray) and divisor:  # a number that is known
         return total / divisor
-    counts = jnp.asarray(divisor) != 0.0
-    return keep(total / keep(jnp.asarray(divisor), counts, 1.0), counts)
+    divisor = jnp.asarray(divisor)
+    counts = divisor != 0.0
+    return keep(total / keep(divisor, counts, 1.0), counts)

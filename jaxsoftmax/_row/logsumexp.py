@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsoftmax._row import row as _row
-from jaxsoftmax._row.softmax import softmax, softmax_tangent
+from jaxsoftmax._row.softmax import product_rule, softmax
 from jaxsoftmax._row.state import like_row
 from jaxsoftmax._xla import mesh
 from jaxsoftmax._xla.dtypes import PerClass, PerRow, widen
-from jaxsoftmax._xla.forms import Arrays, Operation, Tangents, is_zero
+from jaxsoftmax._xla.forms import Arrays, Operation, Tangents
 from jaxsoftmax._xla.masks import keep, spread
 from jaxsoftmax._xla.mesh import AxisName, over_classes
 
@@ -41,21 +41,15 @@ def _logsumexp_jvp(mesh_axis: AxisName, primals: Arrays, tangents: Arrays) -> tu
 @_mean_here.defjvp
 def _mean_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
     """Of ⟨p, v⟩: ⟨p, v̇⟩ + ⟨ṗ, v⟩."""
-    (logits, v), (logits_dot, v_dot) = primals, tangents
-    moved = [] if is_zero(v_dot) else [_mean_here(logits, v_dot)]
-    if not is_zero(logits_dot):
-        moved.append(jnp.sum(softmax_tangent(logits, widen(logits_dot)) * v, axis=-1))
-    return (_mean_here(*primals),), (sum(moved[1:], moved[0]),)
+    _, v = primals
+    return product_rule(_mean_here, primals, tangents, lambda p_dot: jnp.sum(p_dot * v, axis=-1))
 
 
 @_times_here.defjvp
 def _times_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
     """Of p v, v a number of each row: p v̇ + ṗ v."""
-    (logits, v), (logits_dot, v_dot) = primals, tangents
-    moved = [] if is_zero(v_dot) else [_times_here(logits, v_dot)]
-    if not is_zero(logits_dot):
-        moved.append(softmax_tangent(logits, widen(logits_dot)) * spread(v, logits))
-    return (_times_here(*primals),), (sum(moved[1:], moved[0]),)
+    logits, v = primals
+    return product_rule(_times_here, primals, tangents, lambda p_dot: p_dot * spread(v, logits))
 
 
 @_mean_here.deftranspose

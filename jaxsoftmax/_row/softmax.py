@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -46,13 +47,25 @@ def _softmax_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]
 @softmax_tangent.defjvp
 def _tangent_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
     """Of p (v − ⟨p, v⟩): p (v̇ − ⟨p, v̇⟩) + ṗ (v − ⟨p, v⟩) − p ⟨ṗ, v⟩."""
-    (logits, v), (logits_dot, v_dot) = primals, tangents
-    moved = [] if is_zero(v_dot) else [softmax_tangent(logits, v_dot)]
-    if not is_zero(logits_dot):
-        p, p_dot = _softmax_here(logits), softmax_tangent(logits, widen(logits_dot))
+    logits, v = primals
+
+    def of_probabilities(p_dot: Array) -> Array:
+        p = _softmax_here(logits)
         mean, mean_dot = (spread(jnp.sum(x * v, axis=-1), v) for x in (p, p_dot))
-        moved.append(p_dot * (v - mean) - p * mean_dot)
-    return (softmax_tangent(*primals),), (sum(moved[1:], moved[0]),)
+        return p_dot * (v - mean) - p * mean_dot
+
+    return product_rule(softmax_tangent, primals, tangents, of_probabilities)
+
+
+def product_rule(
+    f: Operation, primals: Arrays, tangents: Tangents, of_probabilities: Callable[[Array], Array]
+) -> tuple[Arrays, Tangents]:
+    """Of f(logits, v), linear in v: f(logits, v̇), and what ṗ adds for a fixed v."""
+    (logits, _), (logits_dot, v_dot) = primals, tangents
+    moved = [] if is_zero(v_dot) else [f(logits, v_dot)]
+    if not is_zero(logits_dot):
+        moved.append(of_probabilities(softmax_tangent(logits, widen(logits_dot))))
+    return (f(*primals),), (sum(moved[1:], moved[0]),)
 
 
 @softmax_tangent.deftranspose

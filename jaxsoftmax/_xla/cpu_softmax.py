@@ -9,6 +9,7 @@ rows are computed plainly, and these, if there are any, once more.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import jax
@@ -23,7 +24,7 @@ from jaxsoftmax._xla.masks import at_least
 _IN_ONE_LOOP = 4096  # rows: with fewer XLA:CPU writes the exponentials before it sums them
 _REPAIRED = 1 << 16  # numbers at a time
 
-Arrays = TypeVar("Arrays", Array, tuple[Array, Array])
+_Results = TypeVar("_Results", Array, tuple[Array, Array])
 
 
 def softmax(logits: Array) -> Array:
@@ -91,13 +92,13 @@ def _plain_terms(logits: Array) -> tuple[Array, Array]:
 def _repaired_terms(logits: Array, moves: bool) -> tuple[Array, Array]:
     """As `_treated_terms`; p itself, if it were repaired, would take an array beside its terms."""
     terms, total = _plain_terms(logits)
-    treated = lambda rows: _treated_terms(rows, moves)  # noqa: E731
+    treated = partial(_treated_terms, moves=moves)
     return _repaired((terms, 1.0 / total), total, treated, logits)
 
 
 def _repaired(
-    results: Arrays, probe: Array, form: Callable[..., Arrays], *operands: Array
-) -> Arrays:
+    results: _Results, probe: Array, form: Callable[..., _Results], *operands: Array
+) -> _Results:
     """The results, and those of `form` in the rows of which the probe is NaN.
 
     Some rows at a time, in a loop that takes no step where there are none: under a condition of
@@ -113,11 +114,11 @@ def _repaired(
     def first_bad(start: Array | int) -> Array:
         return jnp.min(jnp.where(bad & (place >= start), place, rows))
 
-    def repair(state: tuple[Array, Arrays]) -> tuple[Array, Arrays]:
+    def repair(state: tuple[Array, _Results]) -> tuple[Array, _Results]:
         start, found = state
         start = jnp.minimum(start, rows - step)
         new = form(*(lax.dynamic_slice_in_dim(of_rows(x), start, step) for x in operands))
-        update = lambda old, new: lax.dynamic_update_slice_in_dim(old, new, start, 0)  # noqa: E731
+        update = partial(lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
         return first_bad(start + step), jax.tree.map(update, found, new)
 
     first = first_bad(0), jax.tree.map(of_rows, results)
