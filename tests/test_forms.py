@@ -19,7 +19,14 @@ from jax.sharding import PartitionSpec as P
 import jaxsoftmax
 from jaxsoftmax._fused import products
 from jaxsoftmax._row import logsumexp, softmax, state
-from jaxsoftmax._xla import cpu, cpu_largest, cpu_softmax, forms, one_pass, portable
+from jaxsoftmax._xla import (
+    cpu,
+    cpu_largest,
+    cpu_log_softmax,
+    forms,
+    one_pass,
+    portable,
+)
 
 ULP = 2.0**-23
 CLASSES = 700
@@ -139,11 +146,10 @@ def test_explicit_axes(spec):
 
 def test_every_form_belongs_to_an_operation():
     names = {operation._primitive.name for operation in OPERATIONS}
-    assert len(names) == 17
-    for module in (cpu, cpu_softmax, one_pass):
-        own = {
-            n for n, f in vars(module).items() if getattr(f, "__module__", "") == module.__name__
-        }
+    assert len(names) == 16
+    for module in (cpu, one_pass):  # `cpu` names the forms of the files beside it
+        found = vars(module).items()
+        own = {n for n, f in found if getattr(f, "__module__", "").startswith(module.__name__)}
         public = {n for n in own if not n.startswith("_") and n not in ("Part",)}
         assert public <= names
 
@@ -184,7 +190,17 @@ def test_forms_of_softmax_agree(classes, dtype, x64):
     tangents = [jax.jit(m.softmax_tangent)(logits, v) for m in (portable, cpu, one_pass)]
     times = [m.softmax_times(logits, v[:, 0]) for m in (portable, cpu, one_pass)]
     means = [m.softmax_mean(logits, v) for m in (portable, cpu, one_pass)]
-    for found in (p, tangents, times, means):
+    logs = [module.log_softmax(logits) for module in (portable, cpu, one_pass)]
+    for got in logs[1:]:
+        np.testing.assert_allclose(got, logs[0], **tolerance)
+    of_logs = [
+        [jax.jit(getattr(m, f"log_softmax_{name}"))(logits, v) for m in (portable, cpu, one_pass)]
+        for name in ("tangent", "gradient")
+    ]
+    for found in of_logs:
+        np.testing.assert_array_equal(found[1][:3], 0.0)
+        assert found[1][4, -1] == 0.0
+    for found in (p, tangents, times, means, *of_logs):
         assert np.isnan(found[1][3]).all()
         assert np.isfinite(np.delete(found[1], 3, 0)).all()
         for other in found[1:]:
@@ -223,6 +239,46 @@ def test_rows_that_are_computed_twice(n, classes):
     np.testing.assert_allclose(found, (moving * v).sum(-1), rtol=1e-5, atol=1e-6)
 
 
+def gradient_of_log_softmax(logits, g):
+    """g_c − p_c Σ_j g_j, at the largest class by a sum for 1 − p_a; and how large its terms are."""
+    p, exists, which = oracles.softmax(logits), logits > -np.inf, np.arange(len(logits))
+    a = np.argmax(logits, -1)
+    others = exists.copy()
+    others[which, a] = False
+    g = np.where(exists, g, 0.0).astype(np.float64)
+    expected = g - p * g.sum(-1, keepdims=True)
+    size = np.abs(g) + p * np.abs(g).sum(-1, keepdims=True)
+    rest, g_a = (p * others).sum(-1), g[which, a]
+    expected[which, a] = rest * g_a - p[which, a] * (g * others).sum(-1)
+    size[which, a] = rest * np.abs(g_a) + p[which, a] * np.abs(g * others).sum(-1)
+    moves = np.isfinite(logits.max(-1, keepdims=True))
+    return np.where(moves & exists, expected, 0.0), np.where(moves & exists, size, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("n", "classes"), [(300, 700), (4099, 40), (130, 1500), (5, 70_000), (140_000, 1)]
+)
+def test_gradients_of_log_softmax_of_many_rows(n, classes):
+    """Confident rows, whatever the margin and class, and rows with infinite logits, or a NaN."""
+    logits, g = np.array(rows(n, classes)), np.array(rows(n, classes, 1.0)[::-1])
+    which, margins = np.arange(0, n, 2), np.linspace(0.0, 80.0, (n + 1) // 2)
+    sure = which % classes
+    sure[::5] = 0
+    logits[which, sure] = logits[which].max(-1) + margins.astype(np.float32)
+    g[which[::3], :] = 0.0
+    g[which[::3], sure[::3]] = 1.0  # of nothing but the largest class
+    logits[::7, classes // 2] = -np.inf
+    logits[::11, 0] = -np.inf
+    logits[1, 0], logits[2, -1], logits[3, :] = np.nan, np.inf, -np.inf
+    expected, size = gradient_of_log_softmax(np.delete(logits, 1, 0), np.delete(g, 1, 0))
+    for f in (cpu.log_softmax_gradient, jax.vmap(cpu.log_softmax_gradient)):
+        batch = logits.shape if f is cpu.log_softmax_gradient else (1, *logits.shape)
+        found = np.array(jax.jit(f)(logits.reshape(batch), g.reshape(batch))).reshape(logits.shape)
+        assert np.isnan(found[1]).all()
+        # Half an ulp of x − m, up to 40 here, is 2e-6 of its exponential.
+        assert (np.abs(np.delete(found, 1, 0) - expected) <= 4e-6 * size + 1e-30).all()
+
+
 @pytest.mark.parametrize("absent", [False, True], ids=["all classes", "some absent"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_sums_of_others_agree(absent, dtype, x64):
@@ -236,9 +292,8 @@ def test_sums_of_others_agree(absent, dtype, x64):
     values[np.arange(5), label[:5]] = 1e9
     counted = np.isfinite(logits) & (np.arange(CLASSES) != label[:, None])
     exact = np.where(counted, values.astype(np.float64), 0.0).sum(-1)
-    for module in (portable, cpu):
-        found = jax.jit(module.sum_of_others)(values, logits, label)
-        np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-4)
+    found = jax.jit(cpu_log_softmax.sum_of_others)(values, logits, label)
+    np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(

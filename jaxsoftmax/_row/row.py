@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jaxtyping import Float
 
@@ -33,6 +32,7 @@ from jaxsoftmax._row.state import (
     row_state_of_largest,
 )
 from jaxsoftmax._xla.dtypes import Index, PerClass, PerRow, finite, two_difference, two_product
+from jaxsoftmax._xla.log_probs import odds_of_gap, per_term
 from jaxsoftmax._xla.masks import at_least, keep
 from jaxsoftmax._xla.mesh import AxisName
 from jaxsoftmax._xla.shardings import ones_of_rows
@@ -85,7 +85,7 @@ def finish(state: RowState, temperature: Temperature | None, pivot_is_largest: b
     """The row of a state."""
     gap, error = _gap(state, temperature)
     if pivot_is_largest:
-        odds = _odds(state.others, gap, 1.0 + error)
+        odds = odds_of_gap(state.others, gap, 1.0 + error)
         ahead, probability = lax.log1p(odds), 1.0 / (1.0 + odds)
         others = keep(odds * probability, state.pivot_logit != jnp.inf)
         return Row(ahead, ahead, state.pivot_logit, probability, others)
@@ -95,7 +95,7 @@ def finish(state: RowState, temperature: Temperature | None, pivot_is_largest: b
     # Where another class leads, S >= 1: odds of the pivot against the others, both exact.
     leads = gap <= 0.0
     most = at_least(state.others, 1.0)
-    odds = _odds(
+    odds = odds_of_gap(
         lax.select(leads, state.others, 1.0 / most),
         -lax.abs(gap),
         1.0 + lax.select(leads, error, -error),
@@ -132,12 +132,6 @@ def _gap(state: RowState, temperature: Temperature | None) -> tuple[Array, Array
     return quotient, keep(error / t, ordinary)
 
 
-def _odds(others: Array, gap: Array, correction: Array) -> Array:
-    """S e^gap for gap <= 0, in two halves so that only the result underflows."""
-    half = lax.exp(0.5 * gap)
-    return half * (others * half) * correction
-
-
 @finish.defjvp
 def _finish_jvp(
     pivot_is_largest: bool,
@@ -152,7 +146,7 @@ def _finish_jvp(
     (state, temperature), (state_dot, temperature_dot) = primals, tangents
     row = finish(state, temperature, pivot_is_largest)
     p_pivot, p_others = row.probability, row.others
-    of_others = per_term(p_others, state) * state_dot.others  # Σ_{j≠k} p_j ẋ_j
+    of_others = per_term(p_others, state.others) * state_dot.others  # Σ_{j≠k} p_j ẋ_j
     pivot_dot = over(state_dot.pivot_logit, temperature)
     loss = of_others - p_others * pivot_dot
     excess = of_others + p_pivot * pivot_dot
@@ -168,12 +162,6 @@ def _finish_jvp(
         excess += lax.select(gap <= 0.0, leads, -p_pivot * gap) * step
     others = p_pivot * loss
     return row, Row(loss, excess, jnp.zeros_like(row.top), -others, others)
-
-
-def per_term(p_others: PerRow, state: RowState) -> PerRow:
-    """(1 − p_k) / S: the probability of a class for each unit of its term in S."""
-    # S is 0 or at least 1. (Not max(S, 1), whose derivative JAX halves where S is 1.)
-    return p_others / lax.max(state.others, np.array(0.5, state.others.dtype))
 
 
 def logsumexp(row: Row, temperature: Temperature | None = None) -> PerRow:

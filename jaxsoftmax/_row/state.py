@@ -59,9 +59,6 @@ def _like_terms(logits: Array, pivot: Array, *_: Array) -> Array:
 
 row_state = Operation("row_state", _like_state)
 row_state_of_largest = Operation("row_state_of_largest", _like_largest)
-row_state_of_largest_and_terms = Operation(
-    "row_state_of_largest_and_terms", lambda x: (*_like_largest(x), _like_terms(x, like_row(x)))
-)
 row_terms = Operation("row_terms", _like_terms)
 row_state_and_terms = Operation(
     "row_state_and_terms", lambda *arrays: (*_like_state(*arrays), _like_terms(*arrays))
@@ -118,13 +115,6 @@ def _exponent_dot(
 def _state_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
     state, state_dot = _state_and_terms_jvp(primals, tangents)
     return state[:3], state_dot[:3]
-
-
-@row_state_of_largest_and_terms.defjvp
-def _state_of_largest_and_terms_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
-    *state, pivot, terms = row_state_of_largest_and_terms(*primals)
-    dots = _state_and_terms_dot((*primals, pivot), state, terms, (*tangents, zero(pivot)))
-    return (*state, pivot, terms), (*dots[:3], zero(pivot), dots[3])
 
 
 @row_terms.defjvp
@@ -210,25 +200,3 @@ def entries(logits: PerClass, labels: Index, mesh_axis: AxisName) -> Array:
     classes = logits.shape[-1]
     found = widen(take_along(logits, jnp.minimum(labels, classes - 1)))
     return mesh.from_owner(found, labels, classes, mesh_axis)
-
-
-place = Operation("place", lambda values, _, like: like.astype(values.dtype) + values[..., None])
-
-
-@place.defjvp
-def _place_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
-    values, label, like = primals
-    placed = place(values, label, like)
-    moved = zero(placed) if is_zero(tangents[0]) else place(tangents[0], label, like)
-    return (placed,), (moved,)
-
-
-@place.deftranspose
-def _place_transpose(
-    cotangents: Tangents, values: object, label: Array, like: Array
-) -> tuple[Array | None, ...]:
-    """By index: in the gradient of log_softmax a masked sum takes twice as long on the CPU.
-
-    (JAX 0.12, 1024 x 32000 float32: 110 ms, with a gather 61.)
-    """
-    return _entry_here(cotangents[0], label), None, None

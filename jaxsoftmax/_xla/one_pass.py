@@ -72,10 +72,21 @@ def row_state_of_largest(logits: Array) -> tuple[Array, Array, Array, Array]:
     return largest, *_from_maximum(part), portable.largest_class(logits)
 
 
-def row_state_of_largest_and_terms(logits: Array) -> tuple[Array, Array, Array, Array, Array]:
-    """As `portable.row_state_of_largest_and_terms`."""
-    top, maximum, total, label = row_state_of_largest(logits)
-    return top, maximum, total, label, portable.row_terms(logits, label, maximum)
+def log_softmax(logits: Array) -> Array:
+    """As `portable.log_softmax`."""
+    return portable.log_softmax_of(row_state_of_largest(logits), logits)
+
+
+def log_softmax_tangent(logits: Array, v: Array) -> Array:
+    """As `portable.log_softmax_tangent`."""
+    return portable.log_softmax_tangent_of(row_state_of_largest(logits), logits, v)
+
+
+def log_softmax_gradient(logits: Array, g: Array) -> Array:
+    """As `portable.log_softmax_gradient`."""
+    top, maximum, others, label = row_state_of_largest(logits)
+    terms = portable.row_terms(logits, label, maximum)
+    return portable.log_softmax_gradient_of((top, maximum, others, label), terms, logits, g)
 
 
 def row_exponentials(logits: Array) -> tuple[Array, Array, Array]:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxsoftmax._xla import log_probs
 from jaxsoftmax._xla.dtypes import Size, finite, widen
 from jaxsoftmax._xla.masks import at_least, at_most, is_class, keep, spread
 from jaxsoftmax._xla.products import over_matrices, product
+
+LargestState = tuple[Array, Array, Array, Array]
 
 
 def row_state(logits: Array, label: Array, *scale: Array) -> tuple[Array, Array, Array]:
@@ -52,12 +55,6 @@ def row_state_of_largest(logits: Array) -> tuple[Array, Array, Array, Array]:
     return *row_state(logits, label), label
 
 
-def row_state_of_largest_and_terms(logits: Array) -> tuple[Array, Array, Array, Array, Array]:
-    """The state, that class, and the terms of its sum."""
-    top, maximum, total, label = row_state_of_largest(logits)
-    return top, maximum, total, label, row_terms(logits, label, maximum)
-
-
 def row_exponentials(logits: Array) -> tuple[Array, Array, Array]:
     """m, exp(x_j − m) and Σ_j exp(x_j − m) over all classes, m their maximum."""
     maximum = widen(jnp.max(logits, axis=-1))
@@ -85,14 +82,21 @@ def softmax_times(logits: Array, values: Array) -> Array:
     return exponentials_times(*row_exponentials(logits), values)
 
 
-def sum_of_others(values: Array, logits: Array, label: Array) -> Array:
-    """Σ of the values of the classes that exist but the label."""
-    return jnp.sum(keep(values, others(logits, label)), axis=-1)
+def log_softmax(logits: Array) -> Array:
+    """−(top − x_c) − log1p(odds of the others); −inf where no class exists."""
+    return log_softmax_of(row_state_of_largest(logits), logits)
 
 
-def spread_to_others(values: Array, logits: Array, label: Array) -> Array:
-    """A value for each row at the classes that exist but the label, elsewhere 0."""
-    return keep(spread(values, logits), others(logits, label))
+def log_softmax_tangent(logits: Array, v: Array) -> Array:
+    """v_c − ⟨p, v⟩, exact at the largest class; 0 where no class exists or one is at +inf."""
+    return log_softmax_tangent_of(row_state_of_largest(logits), logits, v)
+
+
+def log_softmax_gradient(logits: Array, g: Array) -> Array:
+    """g_c − p_c Σ_j g_j over the classes that exist, with the same exceptions."""
+    top, maximum, others, label = row_state_of_largest(logits)
+    terms = row_terms(logits, label, maximum)
+    return log_softmax_gradient_of((top, maximum, others, label), terms, logits, g)
 
 
 def largest_class(logits: Array) -> Array:
@@ -103,12 +107,6 @@ def largest_class(logits: Array) -> Array:
 def entry(logits: Array, label: Array) -> Array:
     """x_k in the accumulator's dtype, 0 where the label is none of these classes."""
     return widen(jnp.sum(keep(logits, is_class(logits, label)), axis=-1))
-
-
-def place(values: Array, label: Array, like: Array) -> Array:
-    """The values at their labels, 0 at the other classes; [..., C] as `like` is."""
-    here = is_class(like, label)
-    return lax.select(here, spread(values, like), lax.full_like(like, 0, values.dtype))
 
 
 @over_matrices
@@ -154,9 +152,31 @@ def scale_of(maximum: Array, total: Array) -> Array:
     return keep(1.0 / at_least(total, 1.0), maximum != jnp.inf)
 
 
-def others(logits: Array, label: Array) -> Array:
-    """Whether a class exists and is not the label."""
-    return (logits != -jnp.inf) & ~is_class(logits, label)
+def log_softmax_of(largest: LargestState, logits: Array) -> Array:
+    """log_softmax of rows whose state is known."""
+    top, maximum, others, _ = largest
+    excess = lax.log1p(log_probs.odds_of_others(top, maximum, others))
+    return log_probs.log_probs(top, excess, logits)
+
+
+def log_softmax_tangent_of(largest: LargestState, logits: Array, v: Array) -> Array:
+    """Its tangent."""
+    top, maximum, others, label = largest
+    shares = log_probs.shares(top, maximum, others)
+    of_label = jnp.sum(keep(v, is_class(v, label)), axis=-1)
+    terms = row_terms(logits, label, maximum)
+    of_others = shares.per_term * jnp.sum(terms * v, axis=-1)
+    return log_probs.tangent(shares, of_label, of_others, logits, label, v)
+
+
+def log_softmax_gradient_of(largest: LargestState, terms: Array, logits: Array, g: Array) -> Array:
+    """Its gradient, of the terms of the state's sum."""
+    top, maximum, others, label = largest
+    shares = log_probs.shares(top, maximum, others)
+    here = is_class(g, label)
+    of_label = keep(jnp.sum(keep(g, here), axis=-1), top != -jnp.inf)
+    of_others = jnp.sum(keep(g, ~here & (logits != -jnp.inf)), axis=-1)
+    return log_probs.gradient(shares, of_label, of_others, terms, logits, label, g)
 
 
 def maximum_of_others(logits: Array, label: Array) -> Array:
