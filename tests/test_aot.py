@@ -13,7 +13,7 @@ import aot_tpu
 import jax
 import pytest
 
-from jaxsoftmax import cross_entropy, linear_cross_entropy
+from jaxsoftmax import cross_entropy, linear_cross_entropy, log_softmax
 
 pytestmark = pytest.mark.aot
 
@@ -88,6 +88,19 @@ def test_cross_entropy_reads_the_logits_once_and_for_its_gradient_once_more(gene
         compiled = aot_tpu.compiled(generation, shape, (1, 1), "bfloat16", function)
         assert compiled.cost_analysis()["bytes accessed"] < (arrays + 0.01) * size
         assert compiled.memory_analysis().temp_size_in_bytes < MIB
+
+
+def test_the_gradient_of_log_softmax_is_three_passes():
+    """Over the logits, over both for the sums, and over both to write the result."""
+    shape = (TOKENS, 32000)
+
+    def pull_back(logits, g, _):
+        return jax.vjp(log_softmax, logits)[1](g)[0]
+
+    compiled = aot_tpu.compiled("v5e", shape, shape, "float32", pull_back)
+    size = 4 * shape[0] * shape[1]
+    assert compiled.cost_analysis()["bytes accessed"] < 6.01 * size
+    assert compiled.memory_analysis().temp_size_in_bytes < MIB
 
 
 @pytest.mark.exhaustive(every=2, cover=False)

@@ -73,8 +73,7 @@ def scale_of(temperature: Temperature | None, logits: PerClass) -> PerRow | None
 def of_largest(logits: PerClass, mesh_axis: AxisName) -> Row:
     """The row relative to its largest class: for quantities of the distribution alone."""
     if mesh_axis is None:
-        *state, _ = row_state_of_largest(logits)
-        return finish(RowState(*state), None, True)
+        return finish(RowState(*row_state_of_largest(logits)), None, True)
     pivot = largest_class(logits, mesh_axis)
     here = RowState(*row_state(logits, pivot))
     return finish(merge(here, pivot, logits.shape[-1], mesh_axis), None, True)

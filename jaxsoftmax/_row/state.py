@@ -47,10 +47,6 @@ def _like_state(*arrays: Array) -> tuple[Array, Array, Array]:
     return (like_row(*arrays),) * 3
 
 
-def _like_largest(logits: Array) -> tuple[Array, Array, Array, Array]:
-    return *_like_state(logits), like_row(logits).astype(jnp.int32)
-
-
 def _like_terms(logits: Array, pivot: Array, *_: Array) -> Array:
     return widen(logits) + pivot[..., None].astype(accumulator(logits.dtype))
 
@@ -58,7 +54,7 @@ def _like_terms(logits: Array, pivot: Array, *_: Array) -> Array:
 # --- the state, and its terms ---------------------------------------------------------------------
 
 row_state = Operation("row_state", _like_state)
-row_state_of_largest = Operation("row_state_of_largest", _like_largest)
+row_state_of_largest = Operation("row_state_of_largest", _like_state)
 row_terms = Operation("row_terms", _like_terms)
 row_state_and_terms = Operation(
     "row_state_and_terms", lambda *arrays: (*_like_state(*arrays), _like_terms(*arrays))

@@ -14,13 +14,12 @@ from jax import Array, lax
 
 from jaxsoftmax._xla import log_probs, portable
 from jaxsoftmax._xla.cpu_blocks import in_blocks, is_small, take_block
-from jaxsoftmax._xla.cpu_largest import two_largest
 from jaxsoftmax._xla.cpu_plain import is_plain, plain_terms, repaired, treated_terms
 from jaxsoftmax._xla.cpu_rows import (
     block_length,
     entry,
     home_of,
-    others_below_infinity,
+    largest_state,
     row_state_of_largest,
 )
 from jaxsoftmax._xla.masks import is_class, keep, spread
@@ -35,20 +34,17 @@ def log_softmax(logits: Array) -> Array:
 
 def log_softmax_tangent(logits: Array, v: Array) -> Array:
     """As `portable.log_softmax_tangent`."""
-    return portable.log_softmax_tangent_of(row_state_of_largest(logits), logits, v)
+    return portable.log_softmax_tangent_of(largest_state(logits), logits, v)
 
 
 def log_softmax_gradient(logits: Array, g: Array) -> Array:
-    """As `portable.log_softmax_gradient`; the sum of few terms is that of these."""
+    """As `portable.log_softmax_gradient`."""
     if is_plain(logits):
         found = _plain_gradient(logits, g)
         found = repaired(found, found[..., 0], _treated_gradient, logits, g)
         return _with_confident(found, logits, g)
     if is_small(logits):
-        top, maximum, label = two_largest(logits)
-        terms = portable.row_terms(logits, label, maximum)
-        largest = top, maximum, jnp.sum(terms, axis=-1), label
-        return portable.log_softmax_gradient_of(largest, terms, logits, g)
+        return portable.log_softmax_gradient_of(largest_state(logits), logits, g)
     of, sums, maximum, label = _shares_and_sums(logits, g)
     terms = portable.row_terms(logits, label, maximum)
     return log_probs.gradient(of, *sums, terms, logits, label, g)
@@ -58,8 +54,7 @@ def _shares_and_sums(
     logits: Array, g: Array
 ) -> tuple[log_probs.Shares, tuple[Array, Array], Array, Array]:
     """How a row is divided; g of the largest class, Σ g of the others; their maximum; the class."""
-    top, maximum, label = two_largest(logits)
-    others = others_below_infinity(logits, top, maximum)  # a row with +inf does not move
+    top, maximum, others, label = largest_state(logits)
     sums = keep(entry(g, label), top != -jnp.inf), sum_of_others(g, logits, label)
     return log_probs.shares(top, maximum, others), sums, maximum, label
 

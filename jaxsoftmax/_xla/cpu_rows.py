@@ -55,10 +55,23 @@ def row_state_and_terms(
     return label_logit, maximum, others, keep(terms, ~is_class(logits, label))
 
 
-def row_state_of_largest(logits: Array) -> tuple[Array, Array, Array, Array]:
+def row_state_of_largest(logits: Array) -> tuple[Array, Array, Array]:
     """As `portable.row_state_of_largest`."""
+    top, maximum, _ = two_largest(logits)
+    return top, maximum, _others(logits, top, maximum)
+
+
+def largest_state(logits: Array) -> portable.LargestState:
+    """As `portable.largest_state`, but that S may leave out +inf beside the largest class.
+
+    The sum of few terms is that of `row_terms`, which a gradient has.
+    """
     top, maximum, label = two_largest(logits)
-    return top, maximum, _others(logits, top, maximum), label
+    if is_small(logits):
+        others = jnp.sum(portable.row_terms(logits, label, maximum), axis=-1)
+    else:
+        others = _others_below_infinity(logits, top, maximum)
+    return top, maximum, others, label
 
 
 def largest_class(logits: Array) -> Array:
@@ -98,13 +111,13 @@ def _maximum_of_others(logits: Array, label: Array) -> Array:
 
 def _others(logits: Array, own: Array, maximum: Array, *scale: Array) -> Array:
     """S: the sum over all classes less the term of the label's own logit, −inf if it has none."""
-    others = others_below_infinity(logits, own, maximum, *scale)
+    others = _others_below_infinity(logits, own, maximum, *scale)
     if _is_short(logits.shape[-1]):
         return others
     return _with_infinite(others, logits, own, maximum)
 
 
-def others_below_infinity(logits: Array, own: Array, maximum: Array, *scale: Array) -> Array:
+def _others_below_infinity(logits: Array, own: Array, maximum: Array, *scale: Array) -> Array:
     """The same, of which another class at +inf may be left out."""
     m = finite(maximum)
     if _is_short(logits.shape[-1]):

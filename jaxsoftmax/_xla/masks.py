@@ -85,7 +85,11 @@ def take_along(values: Shaped[Array, "*b C"], index: Int[Array, "*b K"]) -> Shap
 
 def is_class(logits: Shaped[Array, "*b C"], label: Int[Array, "*b"]) -> Bool[Array, "*b C"]:
     """One-hot of the label, as a mask that the compiler fuses and never stores."""
-    classes = lax.broadcasted_iota(
+    return classes_of(logits) == label[..., None]
+
+
+def classes_of(logits: Shaped[Array, "*b C"]) -> Int[Array, "*b C"]:
+    """The index of each class, int32."""
+    return lax.broadcasted_iota(
         jnp.int32, logits.shape, logits.ndim - 1, out_sharding=explicit_sharding(logits)
     )
-    return classes == label[..., None]

@@ -25,7 +25,7 @@ from jaxtyping import Float
 
 from jaxsoftmax._xla import portable
 from jaxsoftmax._xla.dtypes import finite, widen
-from jaxsoftmax._xla.masks import is_class, keep
+from jaxsoftmax._xla.masks import classes_of, is_class, keep
 
 
 class Part(NamedTuple):
@@ -63,13 +63,29 @@ def row_state_and_terms(
     return *state, portable.shared_terms(logits, label, state[1], *scale)
 
 
-def row_state_of_largest(logits: Array) -> tuple[Array, Array, Array, Array]:
-    """As `portable.row_state_of_largest`; which class it is costs nothing where nobody asks."""
+def row_state_of_largest(logits: Array) -> tuple[Array, Array, Array]:
+    """As `portable.row_state_of_largest`."""
     x = widen(logits)
     none = _none(x)
     others = _single(lax.full_like(x, -jnp.inf))
     largest, part = _reduce(_merge_below_largest, (x, others), (none.maximum, none))
-    return largest, *_from_maximum(part), portable.largest_class(logits)
+    return largest, *_from_maximum(part)
+
+
+def largest_state(logits: Array) -> portable.LargestState:
+    """As `portable.largest_state`: the class is found on the way."""
+    x = widen(logits)
+    none, classes = _none(x), classes_of(logits)
+
+    def merge(a: Any, b: Any) -> Any:
+        (value_a, label_a), (value_b, label_b) = a[:2], b[:2]
+        of_a = (value_a > value_b) | ((value_a == value_b) & (label_a < label_b))
+        largest, part = _merge_below_largest((value_a, a[2]), (value_b, b[2]))
+        return largest, lax.select(of_a, label_a, label_b), part
+
+    parts = x, classes, _single(lax.full_like(x, -jnp.inf))
+    largest, label, part = _reduce(merge, parts, (none.maximum, jnp.int32(0), none))
+    return largest, *_from_maximum(part), label
 
 
 def log_softmax(logits: Array) -> Array:
@@ -79,14 +95,12 @@ def log_softmax(logits: Array) -> Array:
 
 def log_softmax_tangent(logits: Array, v: Array) -> Array:
     """As `portable.log_softmax_tangent`."""
-    return portable.log_softmax_tangent_of(row_state_of_largest(logits), logits, v)
+    return portable.log_softmax_tangent_of(largest_state(logits), logits, v)
 
 
 def log_softmax_gradient(logits: Array, g: Array) -> Array:
     """As `portable.log_softmax_gradient`."""
-    top, maximum, others, label = row_state_of_largest(logits)
-    terms = portable.row_terms(logits, label, maximum)
-    return portable.log_softmax_gradient_of((top, maximum, others, label), terms, logits, g)
+    return portable.log_softmax_gradient_of(largest_state(logits), logits, g)
 
 
 def row_exponentials(logits: Array) -> tuple[Array, Array, Array]:

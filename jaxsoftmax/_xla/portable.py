@@ -14,7 +14,7 @@ from jaxsoftmax._xla.dtypes import Size, finite, widen
 from jaxsoftmax._xla.masks import at_least, at_most, is_class, keep, spread
 from jaxsoftmax._xla.products import over_matrices, product
 
-LargestState = tuple[Array, Array, Array, Array]
+LargestState = tuple[Array, Array, Array, Array]  # x_a, m and S of the others, a
 
 
 def row_state(logits: Array, label: Array, *scale: Array) -> tuple[Array, Array, Array]:
@@ -49,10 +49,9 @@ def row_terms(logits: Array, label: Array, maximum: Array, *scale: Array) -> Arr
     return jnp.exp(keep(below, ~is_class(logits, label), -jnp.inf))
 
 
-def row_state_of_largest(logits: Array) -> tuple[Array, Array, Array, Array]:
-    """The state of each row with its largest class for the label, and that class."""
-    label = largest_class(logits)
-    return *row_state(logits, label), label
+def row_state_of_largest(logits: Array) -> tuple[Array, Array, Array]:
+    """The state of each row with its largest class for the label."""
+    return largest_state(logits)[:3]
 
 
 def row_exponentials(logits: Array) -> tuple[Array, Array, Array]:
@@ -89,14 +88,12 @@ def log_softmax(logits: Array) -> Array:
 
 def log_softmax_tangent(logits: Array, v: Array) -> Array:
     """v_c − ⟨p, v⟩, exact at the largest class; 0 where no class exists or one is at +inf."""
-    return log_softmax_tangent_of(row_state_of_largest(logits), logits, v)
+    return log_softmax_tangent_of(largest_state(logits), logits, v)
 
 
 def log_softmax_gradient(logits: Array, g: Array) -> Array:
     """g_c − p_c Σ_j g_j over the classes that exist, with the same exceptions."""
-    top, maximum, others, label = row_state_of_largest(logits)
-    terms = row_terms(logits, label, maximum)
-    return log_softmax_gradient_of((top, maximum, others, label), terms, logits, g)
+    return log_softmax_gradient_of(largest_state(logits), logits, g)
 
 
 def largest_class(logits: Array) -> Array:
@@ -152,11 +149,16 @@ def scale_of(maximum: Array, total: Array) -> Array:
     return keep(1.0 / at_least(total, 1.0), maximum != jnp.inf)
 
 
-def log_softmax_of(largest: LargestState, logits: Array) -> Array:
+def largest_state(logits: Array) -> LargestState:
+    """The state of each row with its largest class for the label, and that class."""
+    label = largest_class(logits)
+    return *row_state(logits, label), label
+
+
+def log_softmax_of(state: tuple[Array, Array, Array], logits: Array) -> Array:
     """log_softmax of rows whose state is known."""
-    top, maximum, others, _ = largest
-    excess = lax.log1p(log_probs.odds_of_others(top, maximum, others))
-    return log_probs.log_probs(top, excess, logits)
+    excess = lax.log1p(log_probs.odds_of_others(*state))
+    return log_probs.log_probs(state[0], excess, logits)
 
 
 def log_softmax_tangent_of(largest: LargestState, logits: Array, v: Array) -> Array:
@@ -169,14 +171,17 @@ def log_softmax_tangent_of(largest: LargestState, logits: Array, v: Array) -> Ar
     return log_probs.tangent(shares, of_label, of_others, logits, label, v)
 
 
-def log_softmax_gradient_of(largest: LargestState, terms: Array, logits: Array, g: Array) -> Array:
-    """Its gradient, of the terms of the state's sum."""
+def log_softmax_gradient_of(largest: LargestState, logits: Array, g: Array) -> Array:
+    """Its gradient."""
     top, maximum, others, label = largest
     shares = log_probs.shares(top, maximum, others)
     here = is_class(g, label)
     of_label = keep(jnp.sum(keep(g, here), axis=-1), top != -jnp.inf)
     of_others = jnp.sum(keep(g, ~here & (logits != -jnp.inf)), axis=-1)
-    return log_probs.gradient(shares, of_label, of_others, terms, logits, label, g)
+    terms = row_terms(logits, label, maximum)
+    # In float32 XLA:TPU would write the mask of the sum for the last pass.
+    x = lax.optimization_barrier(logits)
+    return log_probs.gradient(shares, of_label, of_others, terms, x, label, g)
 
 
 def maximum_of_others(logits: Array, label: Array) -> Array:
