@@ -392,6 +392,18 @@ def test_the_derivative_of_a_confident_probability_rounds_as_the_probability_doe
     np.testing.assert_allclose(jax.jacfwd(js.softmax)(x), jacobian, rtol=1e-6)
 
 
+@pytest.mark.parametrize("margin", [5.0, 20.0, 40.0])
+def test_second_derivatives_of_confident_log_probabilities_keep_their_digits(margin):
+    """−p_a (1 − p_a) at the largest class: 1 − p_a is the sum of the others."""
+    x = np.array([margin, 0.0, -1.0])
+    p = oracles.softmax(x)
+    expected = np.outer(p, p) - np.diag(p)
+    expected[0, 0] = -p[0] * (p[1] + p[2])
+    for hessian in (jax.hessian, lambda f: jax.jacrev(jax.jacrev(f))):
+        found = hessian(lambda x: js.log_softmax(x)[1])(jnp.asarray(x, jnp.float32))
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 # --- ties -----------------------------------------------------------------------------------------
 
 
