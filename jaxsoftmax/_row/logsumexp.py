@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsoftmax._row import row as _row
-from jaxsoftmax._row.softmax import product_rule, softmax, softmax_tangent
+from jaxsoftmax._row.softmax import product_rule, softmax, transpose_each_other
 from jaxsoftmax._row.state import like_row
 from jaxsoftmax._xla import mesh
 from jaxsoftmax._xla.dtypes import PerClass, PerRow, widen
@@ -41,30 +41,15 @@ def _logsumexp_jvp(mesh_axis: AxisName, primals: Arrays, tangents: Arrays) -> tu
 @_mean_here.defjvp
 def _mean_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
     """Of ⟨p, v⟩: ⟨p, v̇⟩ + ⟨ṗ, v⟩."""
-    logits, v = primals
-
-    def of_logits(logits_dot: Array) -> Array:
-        return jnp.sum(softmax_tangent(logits, logits_dot) * v, axis=-1)
-
-    return product_rule(_mean_here, primals, tangents, of_logits)
+    _, v = primals
+    return product_rule(_mean_here, primals, tangents, lambda p_dot: jnp.sum(p_dot * v, axis=-1))
 
 
 @_times_here.defjvp
 def _times_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
     """Of p v, v a number of each row: p v̇ + ṗ v."""
     logits, v = primals
-
-    def of_logits(logits_dot: Array) -> Array:
-        return softmax_tangent(logits, logits_dot) * spread(v, logits)
-
-    return product_rule(_times_here, primals, tangents, of_logits)
+    return product_rule(_times_here, primals, tangents, lambda p_dot: p_dot * spread(v, logits))
 
 
-@_mean_here.deftranspose
-def _mean_transpose(cotangents: Tangents, logits: Array, v: object) -> tuple[Array | None, ...]:
-    return None, _times_here(logits, cotangents[0])
-
-
-@_times_here.deftranspose
-def _times_transpose(cotangents: Tangents, logits: Array, v: object) -> tuple[Array | None, ...]:
-    return None, _mean_here(logits, cotangents[0])
+transpose_each_other(_mean_here, _times_here)

@@ -32,7 +32,7 @@ from jaxsoftmax._row.state import (
     row_state_of_largest,
 )
 from jaxsoftmax._xla.dtypes import Index, PerClass, PerRow, finite, two_difference, two_product
-from jaxsoftmax._xla.log_probs import odds_of_gap, per_term
+from jaxsoftmax._xla.log_probs import odds_of_gap, odds_of_others, per_term
 from jaxsoftmax._xla.masks import at_least, keep
 from jaxsoftmax._xla.mesh import AxisName
 from jaxsoftmax._xla.shardings import ones_of_rows
@@ -82,12 +82,12 @@ def of_largest(logits: PerClass, mesh_axis: AxisName) -> Row:
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def finish(state: RowState, temperature: Temperature | None, pivot_is_largest: bool) -> Row:
     """The row of a state."""
-    gap, error = _gap(state, temperature)
     if pivot_is_largest:
-        odds = odds_of_gap(state.others, gap, 1.0 + error)
+        odds = odds_of_others(*state)
         ahead, probability = lax.log1p(odds), 1.0 / (1.0 + odds)
         others = keep(odds * probability, state.pivot_logit != jnp.inf)
         return Row(ahead, ahead, state.pivot_logit, probability, others)
+    gap, error = _gap(state, temperature)
     below_infinity, saturated = state.pivot_logit < jnp.inf, state.maximum == jnp.inf
     possible = ~((below_infinity & saturated) | (state.pivot_logit == -jnp.inf))
     gap = keep(gap, below_infinity | saturated, -jnp.inf)

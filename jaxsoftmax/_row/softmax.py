@@ -40,31 +40,36 @@ def _tangent_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]
     """Of p (v − ⟨p, v⟩): p (v̇ − ⟨p, v̇⟩) + ṗ (v − ⟨p, v⟩) − p ⟨ṗ, v⟩."""
     logits, v = primals
 
-    def of_logits(logits_dot: Array) -> Array:
-        p, p_dot = _softmax_here(logits), softmax_tangent(logits, logits_dot)
+    def of_probabilities(p_dot: Array) -> Array:
+        p = _softmax_here(logits)
         mean, mean_dot = (spread(jnp.sum(x * v, axis=-1), v) for x in (p, p_dot))
         return p_dot * (v - mean) - p * mean_dot
 
-    return product_rule(softmax_tangent, primals, tangents, of_logits)
+    return product_rule(softmax_tangent, primals, tangents, of_probabilities)
 
 
 def product_rule(
-    f: Operation, primals: Arrays, tangents: Tangents, of_logits: Callable[[Array], Array]
+    f: Operation,
+    primals: Arrays,
+    tangents: Tangents,
+    of_probabilities: Callable[[Array], Array],
+    tangent: Callable[[Array, Array], Array] = softmax_tangent,
 ) -> tuple[Arrays, Tangents]:
-    """Of f(logits, v), linear in v: f(logits, v̇), and what ẋ adds for a fixed v."""
+    """Of f(logits, v), linear in v: f(logits, v̇), and what ṗ adds for a fixed v."""
     (logits, _), (logits_dot, v_dot) = primals, tangents
     moved = [] if is_zero(v_dot) else [f(logits, v_dot)]
     if not is_zero(logits_dot):
-        moved.append(of_logits(widen(logits_dot)))
+        moved.append(of_probabilities(tangent(logits, widen(logits_dot))))
     return (f(*primals),), (sum(moved[1:], moved[0]),)
 
 
-@softmax_tangent.deftranspose
-def _tangent_transpose(
-    cotangents: Tangents, logits: Array, tangent: object
-) -> tuple[Array | None, ...]:
-    """diag(p) − p pᵀ is symmetric."""
-    return None, softmax_tangent(logits, cotangents[0])
+def transpose_each_other(f: Operation, g: Operation) -> None:
+    """The rules of two functions of logits and v that are linear in v."""
+    for of, transpose in ((f, g), (g, f)):
+        of.deftranspose(lambda v_bar, x, _, transpose=transpose: (None, transpose(x, v_bar[0])))
+
+
+transpose_each_other(softmax_tangent, softmax_tangent)  # diag(p) − p pᵀ is symmetric
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -107,11 +112,10 @@ def _log_tangent_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tange
     """Of v_c − ⟨p, v⟩: v̇_c − ⟨p, v̇⟩ − ⟨ṗ, v⟩."""
     logits, v = primals
 
-    def of_logits(logits_dot: Array) -> Array:
-        mean = jnp.sum(_exact_tangent(logits, logits_dot) * v, axis=-1)
-        return keep(spread(-mean, v), logits != -jnp.inf)
+    def of_probabilities(p_dot: Array) -> Array:
+        return keep(spread(-jnp.sum(p_dot * v, axis=-1), v), logits != -jnp.inf)
 
-    return product_rule(log_softmax_tangent, primals, tangents, of_logits)
+    return product_rule(log_softmax_tangent, primals, tangents, of_probabilities, _exact_tangent)
 
 
 @log_softmax_gradient.defjvp
@@ -119,11 +123,10 @@ def _log_gradient_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tang
     """Of g_c − p_c Σ_j g_j: ġ_c − p_c Σ_j ġ_j − ṗ_c Σ_j g_j."""
     logits, g = primals
 
-    def of_logits(logits_dot: Array) -> Array:
-        total = jnp.sum(keep(g, logits != -jnp.inf), axis=-1)
-        return _exact_tangent(logits, logits_dot) * spread(-total, g)
+    def of_probabilities(p_dot: Array) -> Array:
+        return p_dot * spread(-jnp.sum(keep(g, logits != -jnp.inf), axis=-1), g)
 
-    return product_rule(log_softmax_gradient, primals, tangents, of_logits)
+    return product_rule(log_softmax_gradient, primals, tangents, of_probabilities, _exact_tangent)
 
 
 def _exact_tangent(logits: Array, logits_dot: Array) -> Array:
@@ -131,18 +134,7 @@ def _exact_tangent(logits: Array, logits_dot: Array) -> Array:
     return _softmax_here(logits) * log_softmax_tangent(logits, logits_dot)
 
 
-@log_softmax_tangent.deftranspose
-def _log_tangent_transpose(
-    cotangents: Tangents, logits: Array, tangent: object
-) -> tuple[Array | None, ...]:
-    return None, log_softmax_gradient(logits, cotangents[0])
-
-
-@log_softmax_gradient.deftranspose
-def _log_gradient_transpose(
-    cotangents: Tangents, logits: Array, g: object
-) -> tuple[Array | None, ...]:
-    return None, log_softmax_tangent(logits, cotangents[0])
+transpose_each_other(log_softmax_tangent, log_softmax_gradient)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))

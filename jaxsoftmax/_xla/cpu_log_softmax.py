@@ -116,18 +116,10 @@ def _with_confident(found: Array, logits: Array, g: Array) -> Array:
 
 
 def sum_of_others(values: Array, logits: Array, label: Array) -> Array:
-    """Σ of the values of the classes that exist but the label.
-
-    Of blocks: at once where all classes exist, else in turn.
-    """
-
-    def masked(values: Array, logits: Array, label: Array) -> Array:
-        others = (logits != -jnp.inf) & ~is_class(logits, label)
-        return jnp.sum(keep(values, others), axis=-1)
-
+    """As `portable.sum_of_others`, of blocks: at once where all classes exist, else in turn."""
     length = block_length(logits.shape[-1])
     if length is None:
-        return masked(values, logits, label)
+        return portable.sum_of_others(values, logits, label)
 
     def at_once() -> Array:
         blocks = in_blocks(values, length)
@@ -145,7 +137,7 @@ def sum_of_others(values: Array, logits: Array, label: Array) -> Array:
             of_values, of_logits = (
                 lax.dynamic_slice_in_dim(x, start, length, -1) for x in (values, logits)
             )
-            return total + masked(of_values, of_logits, label - start)
+            return total + portable.sum_of_others(of_values, of_logits, label - start)
 
         steps = logits.shape[-1] // length
         return lax.fori_loop(0, steps, add, lax.full_like(label, 0, values.dtype))

@@ -3,7 +3,7 @@
 XLA:CPU fuses no index mask into a reduction: it writes the masked logits to memory first. So the
 label's entry is gathered, maxima and sums of the others are of blocks of which only the label's is
 read again, and the label's term is subtracted from a sum over all classes. Each form names what it
-saves. When the compiler no longer needs them, this file can be deleted.
+saves.
 """
 
 from __future__ import annotations

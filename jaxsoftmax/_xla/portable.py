@@ -175,13 +175,18 @@ def log_softmax_gradient_of(largest: LargestState, logits: Array, g: Array) -> A
     """Its gradient."""
     top, maximum, others, label = largest
     shares = log_probs.shares(top, maximum, others)
-    here = is_class(g, label)
-    of_label = keep(jnp.sum(keep(g, here), axis=-1), top != -jnp.inf)
-    of_others = jnp.sum(keep(g, ~here & (logits != -jnp.inf)), axis=-1)
+    of_label = keep(jnp.sum(keep(g, is_class(g, label)), axis=-1), top != -jnp.inf)
+    of_others = sum_of_others(g, logits, label)
     terms = row_terms(logits, label, maximum)
     # In float32 XLA:TPU would write the mask of the sum for the last pass.
     x = lax.optimization_barrier(logits)
     return log_probs.gradient(shares, of_label, of_others, terms, x, label, g)
+
+
+def sum_of_others(values: Array, logits: Array, label: Array) -> Array:
+    """Σ of the values of the classes that exist but the label."""
+    others = (logits != -jnp.inf) & ~is_class(logits, label)
+    return jnp.sum(keep(values, others), axis=-1)
 
 
 def maximum_of_others(logits: Array, label: Array) -> Array:
