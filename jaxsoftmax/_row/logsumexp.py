@@ -1,4 +1,7 @@
-"""log Σ exp over the last axis, whose derivative is a mean over the classes."""
+"""log Σ exp over the last axis, whose derivative is a mean over the classes.
+
+The maximum is added by log1p, as Blanchard, Higham and Higham do (IMA J. Numer. Anal. 41(4), 2021).
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
-from jaxsoftmax._row import row as _row
 from jaxsoftmax._row.softmax import product_rule, softmax, transpose_each_other
-from jaxsoftmax._row.state import like_row
+from jaxsoftmax._row.state import largest_and_odds, like_row
 from jaxsoftmax._xla import mesh
 from jaxsoftmax._xla.dtypes import PerClass, PerRow, widen
 from jaxsoftmax._xla.forms import Arrays, Operation, Tangents
@@ -23,8 +25,9 @@ _times_here = Operation("softmax_times", lambda x, values: widen(x) + spread(val
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def logsumexp(logits: PerClass, mesh_axis: AxisName) -> PerRow:
-    """top + log(Σ_j exp(x_j − top))."""
-    return _row.logsumexp(_row.of_largest(logits, mesh_axis))
+    """x_a + log(1 + Σ_{j≠a} exp(x_j − x_a)) of the largest class a."""
+    top, odds = largest_and_odds(logits, mesh_axis)
+    return top + lax.log1p(odds)
 
 
 @logsumexp.defjvp

@@ -5,9 +5,7 @@
 with the temperature t, which divides differences of logits and no logit.
 
 Small losses are not rounded to zero: p_k is never formed before it is subtracted from 1, and the
-sum leaves out the pivot's exp(0) = 1, beside which 1e-8 would be rounded away. With the largest
-class for the pivot this is the log-sum-exp that adds the maximum by log1p (Blanchard, Higham and
-Higham, IMA J. Numer. Anal. 41(4), 2021).
+sum leaves out the pivot's exp(0) = 1, beside which 1e-8 would be rounded away.
 
 A class that does not exist has logit −inf. A row that holds +inf is saturated: its probability is
 on the infinite classes, in equal parts, and nothing finite changes it: its gradient is 0.
@@ -15,7 +13,6 @@ on the infinite classes, in equal parts, and nothing finite changes it: its grad
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -23,16 +20,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from jaxsoftmax._row.state import (
-    RowState,
-    largest_class,
-    merge,
-    observe,
-    row_state,
-    row_state_of_largest,
-)
+from jaxsoftmax._row.state import RowState, observe
 from jaxsoftmax._xla.dtypes import Index, PerClass, PerRow, finite, two_difference, two_product
-from jaxsoftmax._xla.log_probs import odds_of_gap, odds_of_others, per_term
+from jaxsoftmax._xla.log_probs import odds_of_gap, per_term
 from jaxsoftmax._xla.masks import at_least, keep
 from jaxsoftmax._xla.mesh import AxisName
 from jaxsoftmax._xla.shardings import ones_of_rows
@@ -60,7 +50,7 @@ def of_pivot(
 ) -> Row:
     """The row relative to a class of its own."""
     state = observe(logits, pivot, mesh_axis, scale_of(temperature, logits))
-    return finish(state, temperature, False)
+    return finish(state, temperature)
 
 
 def scale_of(temperature: Temperature | None, logits: PerClass) -> PerRow | None:
@@ -70,23 +60,9 @@ def scale_of(temperature: Temperature | None, logits: PerClass) -> PerRow | None
     return ones_of_rows(logits, temperature.value.dtype) / temperature.value
 
 
-def of_largest(logits: PerClass, mesh_axis: AxisName) -> Row:
-    """The row relative to its largest class: for quantities of the distribution alone."""
-    if mesh_axis is None:
-        return finish(RowState(*row_state_of_largest(logits)), None, True)
-    pivot = largest_class(logits, mesh_axis)
-    here = RowState(*row_state(logits, pivot))
-    return finish(merge(here, pivot, logits.shape[-1], mesh_axis), None, True)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def finish(state: RowState, temperature: Temperature | None, pivot_is_largest: bool) -> Row:
+@jax.custom_jvp
+def finish(state: RowState, temperature: Temperature | None) -> Row:
     """The row of a state."""
-    if pivot_is_largest:
-        odds = odds_of_others(*state)
-        ahead, probability = lax.log1p(odds), 1.0 / (1.0 + odds)
-        others = keep(odds * probability, state.pivot_logit != jnp.inf)
-        return Row(ahead, ahead, state.pivot_logit, probability, others)
     gap, error = _gap(state, temperature)
     below_infinity, saturated = state.pivot_logit < jnp.inf, state.maximum == jnp.inf
     possible = ~((below_infinity & saturated) | (state.pivot_logit == -jnp.inf))
@@ -133,7 +109,6 @@ def _gap(state: RowState, temperature: Temperature | None) -> tuple[Array, Array
 
 @finish.defjvp
 def _finish_jvp(
-    pivot_is_largest: bool,
     primals: tuple[RowState, Temperature | None],
     tangents: tuple[RowState, Temperature | None],
 ) -> tuple[Row, Row]:
@@ -143,7 +118,7 @@ def _finish_jvp(
     as much where x_k is the top, and −p_k where m is.
     """
     (state, temperature), (state_dot, temperature_dot) = primals, tangents
-    row = finish(state, temperature, pivot_is_largest)
+    row = finish(state, temperature)
     p_pivot, p_others = row.probability, row.others
     of_others = per_term(p_others, state.others) * state_dot.others  # Σ_{j≠k} p_j ẋ_j
     pivot_dot = over(state_dot.pivot_logit, temperature)
@@ -176,4 +151,4 @@ def over(x: Array, temperature: Temperature | None) -> Array:
 def against_zero(logits: PerRow) -> PerRow:
     """−log σ(x): the two-class row [x, 0] relative to its first class."""
     zero = jnp.zeros_like(logits)
-    return finish(RowState(logits, zero, zero + 1.0), None, False).loss
+    return finish(RowState(logits, zero, zero + 1.0), None).loss

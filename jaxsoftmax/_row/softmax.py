@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsoftmax._row.row import Row, finish, of_largest
-from jaxsoftmax._row.state import RowState, largest_class, like_row, merge, row_state, row_terms
+from jaxsoftmax._row.state import largest_and_odds, like_row
 from jaxsoftmax._xla import log_probs, mesh
 from jaxsoftmax._xla.dtypes import PerClass, finite, widen
 from jaxsoftmax._xla.forms import Arrays, Operation, Tangents, is_zero
-from jaxsoftmax._xla.masks import at_least, is_class, keep, spread
+from jaxsoftmax._xla.masks import at_least, keep, spread
 from jaxsoftmax._xla.mesh import AxisName, over_classes
 
 # --- softmax --------------------------------------------------------------------------------------
@@ -140,41 +139,15 @@ transpose_each_other(log_softmax_tangent, log_softmax_gradient)
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _log_over_mesh(logits: PerClass, mesh_axis: AxisName) -> PerClass:
     """The classes being split over the devices."""
-    return _relative_to(of_largest(logits, mesh_axis), logits, mesh_axis)
+    return log_probs.log_probs(*largest_and_odds(logits, mesh_axis), logits)
 
 
 @_log_over_mesh.defjvp
 def _log_over_mesh_jvp(
     mesh_axis: AxisName, primals: Arrays, tangents: Arrays
 ) -> tuple[Array, Array]:
-    (logits,), (logits_dot,) = primals, tangents
-    v = widen(logits_dot)
-    pivot = largest_class(logits, mesh_axis)
-    here = RowState(*row_state(logits, pivot))
-    terms = row_terms(logits, pivot, here.maximum)
-    state = merge(here, pivot, logits.shape[-1], mesh_axis)
-    row = finish(state, None, True)
-    rebase = jnp.exp(finite(here.maximum) - finite(state.maximum))
-    of = log_probs.Shares(
-        row.probability,
-        row.others,
-        log_probs.per_term(row.others, state.others) * rebase,
-        row.top != jnp.inf,
-    )
-    of_others = mesh.total(of.per_term * jnp.sum(terms * v, axis=-1), mesh_axis)
-    of_pivot = over_classes(keep(v, is_class(logits, pivot)), mesh_axis)
-    tangent = log_probs.tangent(of, of_pivot, of_others, logits, pivot, v)
-    return _relative_to(row, logits, mesh_axis), tangent
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _relative_to(row: Row, logits: Array, mesh_axis: AxisName) -> Array:
-    """log_softmax of logits whose row is known."""
-    return log_probs.log_probs(row.top, row.excess, logits)
-
-
-@_relative_to.defjvp
-def _relative_to_jvp(
-    mesh_axis: AxisName, primals: tuple[Row, Array], tangents: tuple[Row, Array]
-) -> tuple[Array, Array]:
-    return _log_over_mesh_jvp(mesh_axis, primals[1:], tangents[1:])
+    (logits,), (v,) = primals, tangents
+    p, top = _over_mesh(logits, mesh_axis), mesh.maximum(jnp.max(logits, axis=-1), mesh_axis)
+    total = partial(over_classes, axis_name=mesh_axis)
+    tangent = log_probs.tangent(p, log_probs.movable(logits, top), widen(v), total)
+    return _log_over_mesh(logits, mesh_axis), tangent

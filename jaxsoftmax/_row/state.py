@@ -54,7 +54,6 @@ def _like_terms(logits: Array, pivot: Array, *_: Array) -> Array:
 # --- the state, and its terms ---------------------------------------------------------------------
 
 row_state = Operation("row_state", _like_state)
-row_state_of_largest = Operation("row_state_of_largest", _like_state)
 row_terms = Operation("row_terms", _like_terms)
 row_state_and_terms = Operation(
     "row_state_and_terms", lambda *arrays: (*_like_state(*arrays), _like_terms(*arrays))
@@ -148,6 +147,23 @@ def merge(
     below = keep(finite(here.maximum) - finite(maximum), here.maximum != -jnp.inf)
     rebased = here.others * jnp.exp(below if scale is None else below * scale)
     return RowState(pivot_logit, maximum, mesh.total(rebased, mesh_axis))
+
+
+# --- the largest class against all the others -----------------------------------------------------
+
+_odds_here = Operation("largest_and_odds", lambda x: (like_row(x),) * 2)
+
+
+def largest_and_odds(logits: PerClass, mesh_axis: AxisName) -> tuple[PerRow, PerRow]:
+    """The largest logit x_a of each row over all shards, and Σ_{j≠a} exp(x_j − x_a)."""
+    here, odds = _odds_here(logits)
+    if mesh_axis is None:
+        return here, odds
+    top = mesh.maximum(here, mesh_axis)
+    leads = here == top
+    rebased = (1.0 + odds) * jnp.exp(finite(here) - finite(top))
+    ties = mesh.total(leads.astype(odds.dtype), mesh_axis) - 1.0
+    return top, ties + mesh.total(lax.select(leads, odds, rebased), mesh_axis)
 
 
 # --- one class of a row ---------------------------------------------------------------------------

@@ -13,10 +13,10 @@ from jaxsoftmax._xla.cpu_log_softmax import log_softmax as log_softmax
 from jaxsoftmax._xla.cpu_log_softmax import log_softmax_gradient as log_softmax_gradient
 from jaxsoftmax._xla.cpu_log_softmax import log_softmax_tangent as log_softmax_tangent
 from jaxsoftmax._xla.cpu_rows import entry as entry
+from jaxsoftmax._xla.cpu_rows import largest_and_odds as largest_and_odds
 from jaxsoftmax._xla.cpu_rows import largest_class as largest_class
 from jaxsoftmax._xla.cpu_rows import row_state as row_state
 from jaxsoftmax._xla.cpu_rows import row_state_and_terms as row_state_and_terms
-from jaxsoftmax._xla.cpu_rows import row_state_of_largest as row_state_of_largest
 from jaxsoftmax._xla.cpu_softmax import softmax as softmax
 from jaxsoftmax._xla.cpu_softmax import softmax_mean as softmax_mean
 from jaxsoftmax._xla.cpu_softmax import softmax_tangent as softmax_tangent

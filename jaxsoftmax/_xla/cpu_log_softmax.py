@@ -8,20 +8,29 @@ where logits are infinite, one class where it is confident.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
 from jaxsoftmax._xla import log_probs, portable
 from jaxsoftmax._xla.cpu_blocks import in_blocks, is_small, take_block
-from jaxsoftmax._xla.cpu_plain import is_plain, plain_terms, repaired, treated_terms
+from jaxsoftmax._xla.cpu_plain import (
+    exponentials,
+    is_plain,
+    plain_terms,
+    repaired,
+    treated_terms,
+)
 from jaxsoftmax._xla.cpu_rows import (
     block_length,
     entry,
     home_of,
-    largest_state,
-    row_state_of_largest,
+    largest_and_odds,
+    largest_class_and_odds,
 )
+from jaxsoftmax._xla.dtypes import Index, PerRow
 from jaxsoftmax._xla.masks import is_class, keep, spread
 
 _CONFIDENT = 0.75  # of a larger p_a, 1 − p_a by subtraction is more than four roundings off
@@ -29,12 +38,19 @@ _CONFIDENT = 0.75  # of a larger p_a, 1 − p_a by subtraction is more than four
 
 def log_softmax(logits: Array) -> Array:
     """As `portable.log_softmax`."""
-    return portable.log_softmax_of(row_state_of_largest(logits), logits)
+    return portable.log_softmax(logits, of=largest_and_odds)
 
 
 def log_softmax_tangent(logits: Array, v: Array) -> Array:
     """As `portable.log_softmax_tangent`."""
-    return portable.log_softmax_tangent_of(largest_state(logits), logits, v)
+    if is_small(logits):
+        return portable.log_softmax_tangent(logits, v, of=exponentials)
+    row = _row(logits)
+    moves = log_probs.movable(logits, row.top)
+    of_label = keep(entry(v, row.label), jnp.abs(row.top) != jnp.inf)
+    terms = portable.row_terms(logits, row.label, row.top)
+    here = row.p_others * of_label - row.p * jnp.sum(terms * v, axis=-1)
+    return log_probs.relative_to(of_label, here, moves, v)
 
 
 def log_softmax_gradient(logits: Array, g: Array) -> Array:
@@ -44,19 +60,46 @@ def log_softmax_gradient(logits: Array, g: Array) -> Array:
         found = repaired(found, found[..., 0], _treated_gradient, logits, g)
         return _with_confident(found, logits, g)
     if is_small(logits):
-        return portable.log_softmax_gradient_of(largest_state(logits), logits, g)
-    of, sums, maximum, label = _shares_and_sums(logits, g)
-    terms = portable.row_terms(logits, label, maximum)
-    return log_probs.gradient(of, *sums, terms, logits, label, g)
+        return portable.log_softmax_gradient(logits, g, of=exponentials)
+    row = _row(logits)
+    return _gradient(row, _sums(row, logits, g), logits, g)
 
 
-def _shares_and_sums(
-    logits: Array, g: Array
-) -> tuple[log_probs.Shares, tuple[Array, Array], Array, Array]:
-    """How a row is divided; g of the largest class, Σ g of the others; their maximum; the class."""
-    top, maximum, others, label = largest_state(logits)
-    sums = keep(entry(g, label), top != -jnp.inf), sum_of_others(g, logits, label)
-    return log_probs.shares(top, maximum, others), sums, maximum, label
+class _Row(NamedTuple):
+    """A row and its largest class a."""
+
+    label: Index  # a
+    top: PerRow  # x_a
+    p: PerRow  # p_a, 0 in a row that does not move
+    p_others: PerRow  # 1 − p_a with nothing rounded away
+
+
+def _row(logits: Array) -> _Row:
+    label, top, odds = largest_class_and_odds(logits)
+    p = keep(1.0 / (1.0 + odds), jnp.abs(top) != jnp.inf)
+    return _Row(label, top, p, keep(odds * p, p != 0.0))
+
+
+class _Sums(NamedTuple):
+    """Of the classes of a row that exist; 0 in one that does not move."""
+
+    of_all: PerRow  # Σ_j g_j
+    here: PerRow  # the gradient at a: (1 − p_a) Σ_j g_j − Σ_{j≠a} g_j
+
+
+def _sums(row: _Row, logits: Array, g: Array) -> _Sums:
+    of_others = sum_of_others(g, logits, row.label)
+    of_all = entry(g, row.label) + of_others
+    moves = jnp.abs(row.top) != jnp.inf
+    return _Sums(keep(of_all, moves), keep(row.p_others * of_all - of_others, moves))
+
+
+def _gradient(row: _Row, sums: _Sums, logits: Array, g: Array) -> Array:
+    """Of some classes of the rows, from the first."""
+    terms = portable.row_terms(logits, row.label, row.top)
+    each, moves = spread(row.p * sums.of_all, g), log_probs.movable(logits, row.top)
+    elsewhere = keep(g, moves) - terms * each
+    return lax.select(is_class(logits, row.label), spread(sums.here, g), elsewhere)
 
 
 # --- plainly, and what that leaves ----------------------------------------------------------------
@@ -72,10 +115,9 @@ def _plain_gradient(logits: Array, g: Array) -> Array:
 def _treated_gradient(logits: Array, g: Array) -> Array:
     """The same of rows with infinite logits; NaN where one is NaN."""
     terms, scale = treated_terms(logits, True)
-    counts = (logits != -jnp.inf) & spread(scale != 0.0, logits)
-    g = keep(g, counts)
-    of_all = jnp.sum(g, axis=-1)
-    return g - terms * (scale * of_all)[..., None] + _marks(scale - _CONFIDENT, logits)
+    g = keep(g, (logits != -jnp.inf) & spread(scale != 0.0, g))
+    each = scale * jnp.sum(g, axis=-1)
+    return g - terms * each[..., None] + _marks(scale - _CONFIDENT, logits)
 
 
 def _marks(confident: Array, logits: Array) -> Array:
@@ -97,13 +139,11 @@ def _with_confident(found: Array, logits: Array, g: Array) -> Array:
     logits, g = logits.reshape(-1, classes), g.reshape(-1, classes)
 
     def correct(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        of, sums, maximum, label = _shares_and_sums(logits, g)
-        x = logits[:, :1]
-        terms = portable.row_terms(x, label, maximum)
-        found = state[1].at[:, :1].set(log_probs.gradient(of, *sums, terms, x, label, g[:, :1]))
-        at_label = lax.iota(jnp.int32, len(label)), label
-        of_label = log_probs.gradient_of_largest(of, *sums)
-        found = found.at[at_label].set(of_label, mode="promise_in_bounds", unique_indices=True)
+        row = _row(logits)
+        sums = _sums(row, logits, g)
+        found = state[1].at[:, :1].set(_gradient(row, sums, logits[:, :1], g[:, :1]))
+        at_label = lax.iota(jnp.int32, len(row.label)), row.label
+        found = found.at[at_label].set(sums.here, mode="promise_in_bounds", unique_indices=True)
         return jnp.bool_(False), found
 
     rows = found.reshape(-1, classes)
@@ -116,10 +156,13 @@ def _with_confident(found: Array, logits: Array, g: Array) -> Array:
 
 
 def sum_of_others(values: Array, logits: Array, label: Array) -> Array:
-    """As `portable.sum_of_others`, of blocks: at once where all classes exist, else in turn."""
+    """Σ of the values of the classes that exist but the label.
+
+    Of blocks: at once where all classes exist, else in turn.
+    """
     length = block_length(logits.shape[-1])
     if length is None:
-        return portable.sum_of_others(values, logits, label)
+        return _masked_sum(values, logits, label)
 
     def at_once() -> Array:
         blocks = in_blocks(values, length)
@@ -137,9 +180,14 @@ def sum_of_others(values: Array, logits: Array, label: Array) -> Array:
             of_values, of_logits = (
                 lax.dynamic_slice_in_dim(x, start, length, -1) for x in (values, logits)
             )
-            return total + portable.sum_of_others(of_values, of_logits, label - start)
+            return total + _masked_sum(of_values, of_logits, label - start)
 
         steps = logits.shape[-1] // length
         return lax.fori_loop(0, steps, add, lax.full_like(label, 0, values.dtype))
 
     return lax.cond(jnp.min(logits) > -jnp.inf, at_once, in_turn)
+
+
+def _masked_sum(values: Array, logits: Array, label: Array) -> Array:
+    others = (logits != -jnp.inf) & ~is_class(logits, label)
+    return jnp.sum(keep(values, others), axis=-1)

@@ -21,6 +21,7 @@ from jaxsoftmax._xla.cpu_blocks import (
 )
 from jaxsoftmax._xla.cpu_largest import two_largest
 from jaxsoftmax._xla.dtypes import Size, finite, largest, widen
+from jaxsoftmax._xla.log_probs import odds_of_others
 from jaxsoftmax._xla.masks import is_class, keep, nan_where
 
 _FEWEST_CLASSES = 64  # below this a mask costs nothing
@@ -55,23 +56,19 @@ def row_state_and_terms(
     return label_logit, maximum, others, keep(terms, ~is_class(logits, label))
 
 
-def row_state_of_largest(logits: Array) -> tuple[Array, Array, Array]:
-    """As `portable.row_state_of_largest`."""
-    top, maximum, _ = two_largest(logits)
-    return top, maximum, _others(logits, top, maximum)
-
-
-def largest_state(logits: Array) -> portable.LargestState:
-    """As `portable.largest_state`, but that S may leave out +inf beside the largest class.
-
-    The sum of few terms is that of `row_terms`, which a gradient has.
-    """
-    top, maximum, label = two_largest(logits)
+def largest_and_odds(logits: Array) -> tuple[Array, Array]:
+    """As `portable.largest_and_odds`."""
     if is_small(logits):
-        others = jnp.sum(portable.row_terms(logits, label, maximum), axis=-1)
-    else:
-        others = _others_below_infinity(logits, top, maximum)
-    return top, maximum, others, label
+        return portable.largest_and_odds(logits)
+    top, second, _ = two_largest(logits)
+    return top, odds_of_others(top, second, _others(logits, top, second))
+
+
+def largest_class_and_odds(logits: Array) -> tuple[Array, Array, Array]:
+    """The class, too; of classes at +inf the odds may leave out others."""
+    top, second, label = two_largest(logits)
+    others = _others_below_infinity(logits, top, second)
+    return label, top, odds_of_others(top, second, others)
 
 
 def largest_class(logits: Array) -> Array:

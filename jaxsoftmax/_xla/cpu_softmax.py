@@ -60,7 +60,7 @@ def softmax_times(logits: Array, values: Array) -> Array:
 
 def softmax_mean(logits: Array, v: Array) -> Array:
     """As `portable.softmax_mean`."""
-    return portable.mean_of_exponentials(*exponentials(logits), v)
+    return portable.softmax_mean(logits, v, of=exponentials)
 
 
 # --- NaN in a row with an infinite maximum or a NaN -----------------------------------------------
@@ -82,7 +82,7 @@ def _repaired_terms(logits: Array, moves: bool) -> tuple[Array, Array]:
 
 
 def _treated_softmax(logits: Array) -> Array:
-    return portable.probabilities(*exponentials(logits))
+    return portable.softmax(logits, of=exponentials)
 
 
 def _treated_tangent(logits: Array, tangent: Array) -> Array:
@@ -91,7 +91,7 @@ def _treated_tangent(logits: Array, tangent: Array) -> Array:
 
 
 def _treated_times(logits: Array, values: Array) -> Array:
-    return portable.exponentials_times(*exponentials(logits), values)
+    return portable.softmax_times(logits, values, of=exponentials)
 
 
 def _tangent_of_terms(terms: Array, scale: Array, tangent: Array, logits: Array) -> Array:

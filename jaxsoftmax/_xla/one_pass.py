@@ -16,6 +16,7 @@ logits, where a maximum and then a sum read them twice (JAX 0.11.2 for an H200, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +26,8 @@ from jaxtyping import Float
 
 from jaxsoftmax._xla import portable
 from jaxsoftmax._xla.dtypes import finite, widen
-from jaxsoftmax._xla.masks import classes_of, is_class, keep
+from jaxsoftmax._xla.log_probs import odds_of_others
+from jaxsoftmax._xla.masks import is_class, keep
 
 
 class Part(NamedTuple):
@@ -63,44 +65,13 @@ def row_state_and_terms(
     return *state, portable.shared_terms(logits, label, state[1], *scale)
 
 
-def row_state_of_largest(logits: Array) -> tuple[Array, Array, Array]:
-    """As `portable.row_state_of_largest`."""
+def largest_and_odds(logits: Array) -> tuple[Array, Array]:
+    """As `portable.largest_and_odds`."""
     x = widen(logits)
     none = _none(x)
     others = _single(lax.full_like(x, -jnp.inf))
-    largest, part = _reduce(_merge_below_largest, (x, others), (none.maximum, none))
-    return largest, *_from_maximum(part)
-
-
-def largest_state(logits: Array) -> portable.LargestState:
-    """As `portable.largest_state`: the class is found on the way."""
-    x = widen(logits)
-    none, classes = _none(x), classes_of(logits)
-
-    def merge(a: Any, b: Any) -> Any:
-        (value_a, label_a), (value_b, label_b) = a[:2], b[:2]
-        of_a = (value_a > value_b) | ((value_a == value_b) & (label_a < label_b))
-        largest, part = _merge_below_largest((value_a, a[2]), (value_b, b[2]))
-        return largest, lax.select(of_a, label_a, label_b), part
-
-    parts = x, classes, _single(lax.full_like(x, -jnp.inf))
-    largest, label, part = _reduce(merge, parts, (none.maximum, jnp.int32(0), none))
-    return largest, *_from_maximum(part), label
-
-
-def log_softmax(logits: Array) -> Array:
-    """As `portable.log_softmax`."""
-    return portable.log_softmax_of(row_state_of_largest(logits), logits)
-
-
-def log_softmax_tangent(logits: Array, v: Array) -> Array:
-    """As `portable.log_softmax_tangent`."""
-    return portable.log_softmax_tangent_of(largest_state(logits), logits, v)
-
-
-def log_softmax_gradient(logits: Array, g: Array) -> Array:
-    """As `portable.log_softmax_gradient`."""
-    return portable.log_softmax_gradient_of(largest_state(logits), logits, g)
+    top, part = _reduce(_merge_below_largest, (x, others), (none.maximum, none))
+    return top, odds_of_others(top, *_from_maximum(part))
 
 
 def row_exponentials(logits: Array) -> tuple[Array, Array, Array]:
@@ -111,24 +82,13 @@ def row_exponentials(logits: Array) -> tuple[Array, Array, Array]:
     return maximum, terms, total
 
 
-def softmax(logits: Array) -> Array:
-    """As `portable.softmax`."""
-    return portable.probabilities(*row_exponentials(logits))
-
-
-def softmax_tangent(logits: Array, tangent: Array) -> Array:
-    """As `portable.softmax_tangent`."""
-    return portable.tangent_of_probabilities(*row_exponentials(logits), tangent)
-
-
-def softmax_mean(logits: Array, v: Array) -> Array:
-    """As `portable.softmax_mean`."""
-    return portable.mean_of_exponentials(*row_exponentials(logits), v)
-
-
-def softmax_times(logits: Array, values: Array) -> Array:
-    """As `portable.softmax_times`."""
-    return portable.exponentials_times(*row_exponentials(logits), values)
+softmax = partial(portable.softmax, of=row_exponentials)
+softmax_tangent = partial(portable.softmax_tangent, of=row_exponentials)
+softmax_mean = partial(portable.softmax_mean, of=row_exponentials)
+softmax_times = partial(portable.softmax_times, of=row_exponentials)
+log_softmax = partial(portable.log_softmax, of=largest_and_odds)
+log_softmax_tangent = partial(portable.log_softmax_tangent, of=row_exponentials)
+log_softmax_gradient = partial(portable.log_softmax_gradient, of=row_exponentials)
 
 
 def _single(x: Array) -> Part:

@@ -6,6 +6,8 @@ each result. A row is taken in two passes: its maximum, then a sum of exponentia
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -14,7 +16,8 @@ from jaxsoftmax._xla.dtypes import Size, finite, widen
 from jaxsoftmax._xla.masks import at_least, at_most, is_class, keep, spread
 from jaxsoftmax._xla.products import over_matrices, product
 
-LargestState = tuple[Array, Array, Array, Array]  # x_a, m and S of the others, a
+Exponentials = Callable[[Array], tuple[Array, Array, Array]]  # as `row_exponentials`
+Odds = Callable[[Array], tuple[Array, Array]]  # as `largest_and_odds`
 
 
 def row_state(logits: Array, label: Array, *scale: Array) -> tuple[Array, Array, Array]:
@@ -49,11 +52,6 @@ def row_terms(logits: Array, label: Array, maximum: Array, *scale: Array) -> Arr
     return jnp.exp(keep(below, ~is_class(logits, label), -jnp.inf))
 
 
-def row_state_of_largest(logits: Array) -> tuple[Array, Array, Array]:
-    """The state of each row with its largest class for the label."""
-    return largest_state(logits)[:3]
-
-
 def row_exponentials(logits: Array) -> tuple[Array, Array, Array]:
     """m, exp(x_j − m) and Σ_j exp(x_j − m) over all classes, m their maximum."""
     maximum = widen(jnp.max(logits, axis=-1))
@@ -61,39 +59,57 @@ def row_exponentials(logits: Array) -> tuple[Array, Array, Array]:
     return maximum, exponentials(widen(logits), finite(maximum)), total
 
 
-def softmax(logits: Array) -> Array:
+def largest_and_odds(logits: Array) -> tuple[Array, Array]:
+    """The largest logit x_a, and the odds Σ_{j≠a} exp(x_j − x_a) of the others against it.
+
+    Those that equal it count 1 each, so that it need not be known which of them a is.
+    """
+    top = jnp.max(logits, axis=-1)
+    leads, top = logits == spread(top, logits), widen(top)
+    below = keep(exponentials(widen(logits), finite(top)), ~leads)
+    return top, (jnp.sum(leads.astype(top.dtype), axis=-1) - 1.0) + jnp.sum(below, axis=-1)
+
+
+def softmax(logits: Array, of: Exponentials = row_exponentials) -> Array:
     """exp(x_c − m) / Σ_j exp(x_j − m), all 0 where no class exists; in the accumulator's dtype."""
-    return probabilities(*row_exponentials(logits))
+    _, terms, total = of(logits)
+    # A row without a class has terms 0 and total 0; where a class exists the total is at least 1.
+    return terms / at_least(total, 1.0)[..., None]
 
 
-def softmax_tangent(logits: Array, tangent: Array) -> Array:
+def softmax_tangent(logits: Array, tangent: Array, of: Exponentials = row_exponentials) -> Array:
     """p (v − ⟨p, v⟩) of a tangent v in the accumulator's dtype; 0 in a saturated row."""
-    return tangent_of_probabilities(*row_exponentials(logits), tangent)
+    maximum, terms, total = of(logits)
+    p = terms / at_least(total, 1.0)[..., None]
+    mean = jnp.sum(p * tangent, axis=-1)
+    return keep(p * (tangent - spread(mean, p)), spread(maximum != jnp.inf, p))
 
 
-def softmax_mean(logits: Array, v: Array) -> Array:
+def softmax_mean(logits: Array, v: Array, of: Exponentials = row_exponentials) -> Array:
     """⟨p, v⟩ of each row, v in the accumulator's dtype; 0 in a saturated row."""
-    return mean_of_exponentials(*row_exponentials(logits), v)
+    maximum, terms, total = of(logits)
+    return scale_of(maximum, total) * jnp.sum(terms * v, axis=-1)
 
 
-def softmax_times(logits: Array, values: Array) -> Array:
+def softmax_times(logits: Array, values: Array, of: Exponentials = row_exponentials) -> Array:
     """p times a number of each row; 0 in a saturated row."""
-    return exponentials_times(*row_exponentials(logits), values)
+    maximum, terms, total = of(logits)
+    return terms * spread(scale_of(maximum, total) * values, terms)
 
 
-def log_softmax(logits: Array) -> Array:
-    """−(top − x_c) − log1p(odds of the others); −inf where no class exists."""
-    return log_softmax_of(row_state_of_largest(logits), logits)
+def log_softmax(logits: Array, of: Odds = largest_and_odds) -> Array:
+    """(x_c − x_a) − log(1 + odds) of the largest class a; −inf where no class exists."""
+    return log_probs.log_probs(*of(logits), logits)
 
 
-def log_softmax_tangent(logits: Array, v: Array) -> Array:
-    """v_c − ⟨p, v⟩, exact at the largest class; 0 where no class exists or one is at +inf."""
-    return log_softmax_tangent_of(largest_state(logits), logits, v)
+def log_softmax_tangent(logits: Array, v: Array, of: Exponentials = row_exponentials) -> Array:
+    """v_c − ⟨p, v⟩, exact at a sure class; 0 where no class exists or one is at +inf."""
+    return log_probs.tangent(*moving_probabilities(logits, of), v)
 
 
-def log_softmax_gradient(logits: Array, g: Array) -> Array:
+def log_softmax_gradient(logits: Array, g: Array, of: Exponentials = row_exponentials) -> Array:
     """g_c − p_c Σ_j g_j over the classes that exist, with the same exceptions."""
-    return log_softmax_gradient_of(largest_state(logits), logits, g)
+    return log_probs.gradient(*moving_probabilities(logits, of), g)
 
 
 def largest_class(logits: Array) -> Array:
@@ -121,72 +137,16 @@ def always(i: Array) -> Array:
 # --- parts of these -------------------------------------------------------------------------------
 
 
-def probabilities(maximum: Array, terms: Array, total: Array) -> Array:
-    """Softmax of logits whose exponentials are known."""
-    # A row without a class has terms 0 and total 0; where a class exists the total is at least 1.
-    return terms / at_least(total, 1.0)[..., None]
-
-
-def tangent_of_probabilities(maximum: Array, terms: Array, total: Array, tangent: Array) -> Array:
-    """That of `probabilities`."""
-    p = probabilities(maximum, terms, total)
-    mean = jnp.sum(p * tangent, axis=-1)
-    return keep(p * (tangent - spread(mean, p)), spread(maximum != jnp.inf, p))
-
-
-def mean_of_exponentials(maximum: Array, terms: Array, total: Array, v: Array) -> Array:
-    """That of `probabilities`, 0 in a saturated row."""
-    return scale_of(maximum, total) * jnp.sum(terms * v, axis=-1)
-
-
-def exponentials_times(maximum: Array, terms: Array, total: Array, values: Array) -> Array:
-    """`probabilities` times a number of each row, 0 in a saturated row."""
-    return terms * spread(scale_of(maximum, total) * values, terms)
-
-
 def scale_of(maximum: Array, total: Array) -> Array:
     """1 / Σ_j exp(x_j − m), 0 in a saturated row."""
     return keep(1.0 / at_least(total, 1.0), maximum != jnp.inf)
 
 
-def largest_state(logits: Array) -> LargestState:
-    """The state of each row with its largest class for the label, and that class."""
-    label = largest_class(logits)
-    return *row_state(logits, label), label
-
-
-def log_softmax_of(state: tuple[Array, Array, Array], logits: Array) -> Array:
-    """log_softmax of rows whose state is known."""
-    excess = lax.log1p(log_probs.odds_of_others(*state))
-    return log_probs.log_probs(state[0], excess, logits)
-
-
-def log_softmax_tangent_of(largest: LargestState, logits: Array, v: Array) -> Array:
-    """Its tangent."""
-    top, maximum, others, label = largest
-    shares = log_probs.shares(top, maximum, others)
-    of_label = jnp.sum(keep(v, is_class(v, label)), axis=-1)
-    terms = row_terms(logits, label, maximum)
-    of_others = shares.per_term * jnp.sum(terms * v, axis=-1)
-    return log_probs.tangent(shares, of_label, of_others, logits, label, v)
-
-
-def log_softmax_gradient_of(largest: LargestState, logits: Array, g: Array) -> Array:
-    """Its gradient."""
-    top, maximum, others, label = largest
-    shares = log_probs.shares(top, maximum, others)
-    of_label = keep(jnp.sum(keep(g, is_class(g, label)), axis=-1), top != -jnp.inf)
-    of_others = sum_of_others(g, logits, label)
-    terms = row_terms(logits, label, maximum)
-    # In float32 XLA:TPU would write the mask of the sum for the last pass.
-    x = lax.optimization_barrier(logits)
-    return log_probs.gradient(shares, of_label, of_others, terms, x, label, g)
-
-
-def sum_of_others(values: Array, logits: Array, label: Array) -> Array:
-    """Σ of the values of the classes that exist but the label."""
-    others = (logits != -jnp.inf) & ~is_class(logits, label)
-    return jnp.sum(keep(values, others), axis=-1)
+def moving_probabilities(logits: Array, of: Exponentials) -> tuple[Array, Array]:
+    """p, and which classes move; 0 and none in a saturated row."""
+    maximum, terms, total = of(logits)
+    p = terms * spread(scale_of(maximum, total), terms)
+    return p, log_probs.movable(logits, maximum)
 
 
 def maximum_of_others(logits: Array, label: Array) -> Array:
