@@ -15,6 +15,8 @@ _REPEATS = 5
 _TIMEOUT_S = 300.0
 _FIRST_CALLS = {
     "softmax": (OURS, "jax.nn"),
+    "log_softmax": (OURS, "jax.nn"),
+    "logsumexp": (OURS, "jax.nn"),
     "cross_entropy": (OURS, "optax", "jax.nn"),
     "linear_cross_entropy": (OURS, "optax", "jax.nn"),
 }

@@ -14,7 +14,12 @@ from typing import Any
 
 STAGES = ("import", "trace", "lower", "compile", "first_call", "second_call")
 _MODULES = {"jaxsoftmax": "jaxsoftmax", "optax": "optax", "jax.nn": "jax.nn"}
-_DIRECTIONS = {"softmax": "forward", "cross_entropy": "value_and_grad"}
+_DIRECTIONS = {
+    "softmax": "forward",
+    "log_softmax": "vjp",
+    "logsumexp": "vjp",
+    "cross_entropy": "value_and_grad",
+}
 _SHAPE, _LINEAR_SHAPE = (128, 1000), (128, 64, 1000)
 
 

@@ -46,11 +46,10 @@ def log_softmax_tangent(logits: Array, v: Array) -> Array:
     if is_small(logits):
         return portable.log_softmax_tangent(logits, v, of=exponentials)
     row = _row(logits)
-    moves = log_probs.movable(logits, row.top)
-    of_label = keep(entry(v, row.label), jnp.abs(row.top) != jnp.inf)
+    w = v - spread(entry(v, row.label), v)
     terms = portable.row_terms(logits, row.label, row.top)
-    here = row.p_others * of_label - row.p * jnp.sum(terms * v, axis=-1)
-    return log_probs.relative_to(of_label, here, moves, v)
+    mean = row.p * jnp.sum(terms * w, axis=-1)
+    return keep(w - spread(mean, w), log_probs.movable(logits, row.top))
 
 
 def log_softmax_gradient(logits: Array, g: Array) -> Array:

@@ -2,7 +2,7 @@
 
 Of a largest class a, the odds of the others against it are Σ_{j≠a} exp(x_j − x_a), so that neither
 its log-probability, −log(1 + odds), nor 1 − p_a is formed by a subtraction. Where p_a is at most
-1/2, subtracting it from 1 loses nothing: a derivative treats one class as `sure`, or none.
+1/2, subtracting it from 1 loses nothing: to a derivative one class is *sure*, or none.
 """
 
 from __future__ import annotations
@@ -61,23 +61,14 @@ def movable(logits: PerClass, top: PerRow) -> Bool[Array, "... C"]:
 def tangent(
     p: PerClass, moves: Bool[Array, "... C"], v: PerClass, total: Total = over_last
 ) -> PerClass:
-    """v_c − ⟨p, v⟩, as (v_c − v_a) + (1 − p_a) v_a − Σ_{j≠a} p_j v_j of a sure class a."""
-    sure, v = p > 0.5, keep(v, moves)
-    of_sure, p_others = total(keep(v, sure)), total(keep(p, ~sure))
-    here = p_others * of_sure - total(keep(p * v, ~sure))
-    return relative_to(of_sure, here, moves, v)
-
-
-def relative_to(
-    of_sure: PerRow, here: PerRow, moves: Bool[Array, "... C"], v: PerClass
-) -> PerClass:
-    """The tangent of v_a and of the tangent at a."""
-    return keep(v - spread(of_sure, v) + spread(here, v), moves)
+    """v_c − Σ_j p_j v_j as w_c − Σ_j p_j w_j, with w = v − v_a of a sure class a, whose w is 0."""
+    v = keep(v, moves)
+    w = v - spread(total(keep(v, p > 0.5)), v)
+    return keep(w - spread(total(p * w), w), moves)
 
 
 def gradient(p: PerClass, moves: Bool[Array, "... C"], g: PerClass) -> PerClass:
-    """g_c − p_c Σ_j g_j, at a sure class a as (1 − p_a) Σ_j g_j − Σ_{j≠a} g_j."""
-    sure, g = p > 0.5, keep(g, moves)
-    of_all = over_last(g)
-    here = over_last(keep(p, ~sure)) * of_all - over_last(keep(g, ~sure))
-    return lax.select(sure, spread(here, g), g - p * spread(of_all, g))
+    """g_c − p_c Σ_j g_j, but at a sure class what brings their sum to 0."""
+    g = keep(g, moves)
+    found, sure = g - p * spread(over_last(g), g), p > 0.5
+    return lax.select(sure, spread(-over_last(keep(found, ~sure)), g), found)
