@@ -61,14 +61,17 @@ def movable(logits: PerClass, top: PerRow) -> Bool[Array, "... C"]:
 def tangent(
     p: PerClass, moves: Bool[Array, "... C"], v: PerClass, total: Total = over_last
 ) -> PerClass:
-    """v_c − Σ_j p_j v_j as w_c − Σ_j p_j w_j, with w = v − v_a of a sure class a, whose w is 0."""
-    v = keep(v, moves)
-    w = v - spread(total(keep(v, p > 0.5)), v)
-    return keep(w - spread(total(p * w), w), moves)
+    """v_c − ⟨p, v⟩, as (v_c − v_a) + (1 − p_a) v_a − Σ_{j≠a} p_j v_j of a sure class a."""
+    sure, v = p > 0.5, keep(v, moves)
+    # Sums of which none waits for another: one pass on an accelerator.
+    of_sure, p_others = total(keep(v, sure)), total(keep(p, ~sure))
+    here = p_others * of_sure - total(keep(p * v, ~sure))
+    return keep(v - spread(of_sure, v) + spread(here, v), moves)
 
 
 def gradient(p: PerClass, moves: Bool[Array, "... C"], g: PerClass) -> PerClass:
-    """g_c − p_c Σ_j g_j, but at a sure class what brings their sum to 0."""
-    g = keep(g, moves)
-    found, sure = g - p * spread(over_last(g), g), p > 0.5
-    return lax.select(sure, spread(-over_last(keep(found, ~sure)), g), found)
+    """g_c − p_c Σ_j g_j, at a sure class a as (1 − p_a) Σ_j g_j − Σ_{j≠a} g_j."""
+    sure, g = p > 0.5, keep(g, moves)
+    of_all, of_others, p_others = over_last(g), over_last(keep(g, ~sure)), over_last(keep(p, ~sure))
+    here = p_others * of_all - of_others
+    return lax.select(sure, spread(here, g), g - p * spread(of_all, g))
