@@ -14,9 +14,9 @@ from jaxtyping import Float
 from jaxsoftmax._arrays import (
     Shape,
     as_array,
+    as_broadcastable,
     as_class_weights,
     as_denominator,
-    as_example_weights,
     as_labels,
     as_mask,
     as_real,
@@ -34,7 +34,7 @@ from jaxsoftmax._xla import mesh
 class Arrays(NamedTuple):
     """The arrays of a loss beside its logits, or beside the linear layer that makes them."""
 
-    labels: Array | SparseLabels | None  # None where two linear layers are compared
+    labels: Array | SparseLabels | None  # None where two rows of logits are compared
     where: Array | None = None
     class_weights: Array | None = None
     example_weights: Array | None = None
@@ -50,9 +50,9 @@ class Head(NamedTuple):
     bias: Float[Array, "V"] | None
 
 
-# The arrays unchecked, in this order.
+# The arrays unchecked, in this order; without labels, and class weights, where two are compared.
 Given = tuple[object, object, object, object, object, Numbers]
-GivenToPair = tuple[object, object, object, Numbers]  # without labels and class weights
+Linear = tuple[object, object, object]  # the same of a linear layer: hidden, kernel, bias
 
 
 def checked(
@@ -62,107 +62,59 @@ def checked(
     x = as_real(name, logits)
     axes = class_axes(name, x, axis)
     mask = as_mask(given[1], x.shape, name)
-    arrays = _beside(name, x.shape, axes, mask, given, options)
+    labels = _labels(name, x.shape, axes, given[0], options)
+    arrays = _beside(labels, mask, x.shape, axes, given, options)
     mesh.check_axis(options.axis_name, {name: x}, _of_examples(arrays, x.ndim))
     return x, axes, arrays
 
 
-def checked_linear(
-    hidden: object, kernel: object, bias: object, given: Given, options: LinearOptions
-) -> tuple[Array, Array, Array | None, Arrays]:
-    """The same for logits that are those of a linear layer."""
-    h, w, b = _as_linear(hidden, kernel, bias, options.kernel_layout)
-    shape = (*h.shape[:-1], w.shape[options.kernel_layout.index("V")])
-    mask = _as_class_mask(given[1], shape)
-    arrays = _beside("hidden @ kernel", shape, (len(shape) - 1,), mask, given, options)
-    whole = {"hidden": h, **_of_examples(arrays, len(shape))}
-    mesh.check_axis(options.axis_name, {"kernel": w}, whole)
-    return h, w, b, arrays
-
-
 def checked_pair(
-    logits: object,
-    target_logits: object,
-    axis: object,
-    given: GivenToPair,
-    options: LossOptions,
-) -> tuple[Array, tuple[int, ...], Arrays]:
-    """Logits, their class axes, and beside them the target's logits, in place of labels."""
+    logits: object, target_logits: object, axis: object, given: Given, options: LossOptions
+) -> tuple[Array, Array, tuple[int, ...], Arrays]:
+    """The same with the logits of a target in place of labels."""
     x, y = as_real("logits", logits), as_real("target_logits", target_logits)
     axes = class_axes("logits", x, axis)
     of_shape("target_logits", y, x.shape, "the shape of logits")
-    mask = as_mask(given[0], x.shape, "logits")
-    arrays = _beside_pair(y, mask, batch_of(x.shape, axes), given, options)
+    arrays = _beside(None, as_mask(given[1], x.shape, "logits"), x.shape, axes, given, options)
     split = {"logits": x, "target_logits": y}
-    mesh.check_axis(options.axis_name, split, {"example_weights": arrays.example_weights})
-    return x, axes, arrays
+    mesh.check_axis(options.axis_name, split, _of_examples(arrays, x.ndim))
+    return x, y, axes, arrays
 
 
-def checked_linear_pair(
-    head: tuple[object, object, object],
-    target: tuple[object, object, object],
-    given: GivenToPair,
-    options: LinearOptions,
-) -> tuple[Head, Head, Arrays]:
-    """The same for the logits of two linear layers."""
-    h, w, b = _as_linear(*head, options.kernel_layout)
-    layout = options.target_kernel_layout
-    assert layout is not None
-    g, u, c = _as_linear(*target, layout, "target_")
-    of_shape("target_hidden", g, (*h.shape[:-1], g.shape[-1]), "the batch of hidden")
-    classes, others = w.shape[options.kernel_layout.index("V")], u.shape[layout.index("V")]
-    if classes != others:
-        raise ValueError(
-            f"target_kernel must have the classes of kernel, {classes}, got {others} in shape "
-            f'{show(u.shape)} with target_kernel_layout="{layout}"'
-        )
-    batch = h.shape[:-1]
-    mask = _as_class_mask(given[0], (*batch, classes))
-    arrays = _beside_pair(None, mask, batch, given, options)
-    whole = {"hidden": h, "target_hidden": g, "example_weights": arrays.example_weights}
-    mesh.check_axis(options.axis_name, {"kernel": w, "target_kernel": u}, whole)
-    return Head(h, w, b), Head(g, u, c), arrays
-
-
-def _beside_pair(
-    target: Array | None,
-    where: Array | None,
-    batch: Shape,
-    given: GivenToPair,
-    options: LossOptions,
-) -> Arrays:
-    """The arrays beside two that are compared."""
-    _, example_weights, denominator, numbers = given
-    mesh.shards(options.axis_name)
-    return Arrays(
-        target,
-        where,
-        example_weights=as_example_weights(example_weights, batch),
-        denominator=as_denominator(denominator, options.reduction),
-        numbers=numbers,
-    )
+def checked_linear(
+    linear: Linear, given: Given, options: LinearOptions, target: Linear | None = None
+) -> tuple[tuple[Head, ...], Arrays]:
+    """The same for logits that are those of a linear layer, or of two."""
+    head = _as_linear(*linear, options.kernel_layout)
+    shape = (*head.hidden.shape[:-1], head.kernel.shape[options.kernel_layout.index("V")])
+    axes = (len(shape) - 1,)
+    heads = (head,) if target is None else (head, _as_target(target, shape, options))
+    mask = _as_class_mask(given[1], shape)
+    labels = None
+    if target is None:
+        labels = _labels("hidden @ kernel", shape, axes, given[0], options)
+    arrays = _beside(labels, mask, shape, axes, given, options)
+    named = list(zip(("", "target_"), heads, strict=False))
+    split = {f"{prefix}kernel": head.kernel for prefix, head in named}
+    whole = {f"{prefix}hidden": head.hidden for prefix, head in named}
+    mesh.check_axis(options.axis_name, split, {**whole, **_of_examples(arrays, len(shape))})
+    return heads, arrays
 
 
 def _of_examples(arrays: Arrays, ndim: int) -> dict[str, Array | None]:
     """Arrays with a number for each example, by name."""
-    assert arrays.labels is not None
+    found: dict[str, Array | None] = {}
     if isinstance(arrays.labels, SparseLabels):
-        indices, weights = arrays.labels
-        found: dict[str, Array | None] = {"labels.indices": indices, "labels.weights": weights}
-    else:
-        found = {"labels": arrays.labels if arrays.labels.ndim < ndim else None}
+        found = {"labels.indices": arrays.labels.indices, "labels.weights": arrays.labels.weights}
+    elif arrays.labels is not None and arrays.labels.ndim < ndim:
+        found = {"labels": arrays.labels}
     return {**found, "example_weights": arrays.example_weights}
 
 
-def _beside(
-    name: str,
-    shape: Shape,
-    axes: tuple[int, ...],
-    where: Array | None,
-    given: Given,
-    options: LossOptions,
-) -> Arrays:
-    labels, _, class_weights, example_weights, denominator, numbers = given
+def _labels(
+    name: str, shape: Shape, axes: tuple[int, ...], labels: object, options: LossOptions
+) -> Array | SparseLabels:
+    """Labels of either kind that the options take."""
     y: Array | SparseLabels
     if isinstance(labels, SparseLabels):
         y = as_sparse(labels, batch_of(shape, axes))
@@ -180,21 +132,49 @@ def _beside(
             f"focal_gamma is for integer labels without smoothing, got focal_gamma="
             f"{options.focal_gamma} with {kind} and label_smoothing={options.label_smoothing}"
         )
+    return y
+
+
+def _beside(
+    labels: Array | SparseLabels | None,
+    where: Array | None,
+    shape: Shape,
+    axes: tuple[int, ...],
+    given: Given,
+    options: LossOptions,
+) -> Arrays:
+    """The arrays beside logits of this shape."""
+    _, _, class_weights, example_weights, denominator, numbers = given
+    classes, shards = tuple(shape[a] for a in axes), mesh.shards(options.axis_name)
     return Arrays(
-        y,
+        labels,
         where,
-        as_class_weights(
-            class_weights, tuple(shape[a] for a in axes), mesh.shards(options.axis_name)
-        ),
-        as_example_weights(example_weights, batch_of(shape, axes)),
+        as_class_weights(class_weights, classes, shards),
+        as_broadcastable("example_weights", example_weights, batch_of(shape, axes), "the batch"),
         as_denominator(denominator, options.reduction),
         numbers,
     )
 
 
+def _as_target(target: Linear, shape: Shape, options: LinearOptions) -> Head:
+    """The layer of the target, beside one whose logits have this shape."""
+    layout = options.target_kernel_layout
+    assert layout is not None
+    head = _as_linear(*target, layout, "target_")
+    hidden, kernel, _ = head
+    of_shape("target_hidden", hidden, (*shape[:-1], hidden.shape[-1]), "the batch of hidden")
+    classes = kernel.shape[layout.index("V")]
+    if classes != shape[-1]:
+        raise ValueError(
+            f"target_kernel must have the classes of kernel, {shape[-1]}, got {classes} in shape "
+            f'{show(kernel.shape)} with target_kernel_layout="{layout}"'
+        )
+    return head
+
+
 def _as_linear(
     hidden: object, kernel: object, bias: object, layout: KernelLayout, prefix: str = ""
-) -> tuple[Array, Array, Array | None]:
+) -> Head:
     """The arrays of a linear layer, their shapes agreeing."""
     h, w = as_real(f"{prefix}hidden", hidden), as_real(f"{prefix}kernel", kernel)
     if h.ndim < 1:
@@ -213,11 +193,10 @@ def _as_linear(
     if w.shape[classes] == 0:
         raise ValueError(f"{prefix}kernel must have at least one class, got shape {show(w.shape)}")
     if bias is None:
-        return h, w, None
-    count = w.shape[classes]
+        return Head(h, w, None)
+    count, name = w.shape[classes], f"{prefix}bias"
     what = f"one entry for each of the {count} classes"
-    name = f"{prefix}bias"
-    return h, w, of_shape(name, as_real(name, bias), (count,), what)
+    return Head(h, w, of_shape(name, as_real(name, bias), (count,), what))
 
 
 def _as_class_mask(where: object, shape: Shape) -> Array | None:

@@ -135,11 +135,9 @@ def as_real_or_bool(name: str, value: object) -> Array:
     return array
 
 
-def as_broadcastable(name: str, value: object, shape: Shape) -> Array | None:
+def as_broadcastable(name: str, value: object, shape: Shape, of: str) -> Array | None:
     """Boolean or real numbers that broadcast to `shape`, broadcast; None stays None."""
-    if value is None:
-        return None
-    return broadcast(name, as_real_or_bool(name, value), shape, "logits")
+    return None if value is None else broadcast(name, as_real_or_bool(name, value), shape, of)
 
 
 def show(shape: Shape) -> str:
@@ -216,11 +214,6 @@ def _likely(labels: Array, shape: Shape, batch: Shape, movable: bool) -> str:
     return ""
 
 
-def as_entries(value: object, shape: Shape) -> Array:
-    """Labels entry by entry, in the logits' shape."""
-    return of_shape("labels", as_real_or_bool("labels", value), shape, "the shape of logits")
-
-
 def as_class_weights(value: object, shape: Shape, shards: int = 1) -> Array | None:
     """One real weight for each class that is here, as one axis."""
     if value is None:
@@ -230,14 +223,6 @@ def as_class_weights(value: object, shape: Shape, shards: int = 1) -> Array | No
     what = f"one weight for each of the {classes} classes{here}"
     weights = of_shape("class_weights", as_real("class_weights", value), shape, what)
     return weights if len(shape) == 1 else weights.reshape(classes)
-
-
-def as_example_weights(value: object, batch: Shape) -> Array | None:
-    """One weight, or one True or False, for each example, broadcast to the batch."""
-    if value is None:
-        return None
-    name = "example_weights"
-    return broadcast(name, as_real_or_bool(name, value), batch, "the batch")
 
 
 def as_denominator(value: object, reduction: str) -> Array | None:

@@ -26,24 +26,19 @@ KernelLayout = Literal["DV", "VD"]
 _LARGEST = float(np.finfo(np.float32).max)
 _SMALLEST = float(np.finfo(np.float32).tiny)  # of the normal numbers
 
-# Options that are real numbers: the smallest and the largest, both included.
-BOUNDS: dict[str, tuple[float, float]] = {
-    "label_smoothing": (0.0, 1.0),
-    "z_loss": (0.0, _LARGEST),
-    "temperature": (_SMALLEST, 1 / _SMALLEST),  # the inverse is taken, too
-    "soft_cap": (_SMALLEST, _LARGEST),
-    "focal_gamma": (0.0, _LARGEST),
-    "poly_epsilon": (-_LARGEST, _LARGEST),
-    "beta": (0.0, 1.0),
-}
-_EXPECTED = {
-    "label_smoothing": "in [0, 1]",
-    "z_loss": "a finite number >= 0",
-    "temperature": "a finite number > 0, normal in float32, and so its inverse",
-    "soft_cap": "a finite number > 0, normal in float32",
-    "focal_gamma": "a finite number >= 0",
-    "poly_epsilon": "a finite number",
-    "beta": "in [0, 1]",
+# Options that are real numbers: the smallest and the largest, both included, and that in words.
+BOUNDS: dict[str, tuple[float, float, str]] = {
+    "label_smoothing": (0.0, 1.0, "in [0, 1]"),
+    "z_loss": (0.0, _LARGEST, "a finite number >= 0"),
+    "temperature": (
+        _SMALLEST,
+        1 / _SMALLEST,
+        "a finite number > 0, normal in float32, and so its inverse",
+    ),
+    "soft_cap": (_SMALLEST, _LARGEST, "a finite number > 0, normal in float32"),
+    "focal_gamma": (0.0, _LARGEST, "a finite number >= 0"),
+    "poly_epsilon": (-_LARGEST, _LARGEST, "a finite number"),
+    "beta": (0.0, 1.0, "in [0, 1]"),
 }
 
 
@@ -64,9 +59,9 @@ class Numbers(NamedTuple):
 
 def check_number(name: str, number: float) -> float:
     """An error for a value that is out of bounds, NaN included."""
-    low, high = BOUNDS[name]
+    low, high, expected = BOUNDS[name]
     if not low <= number <= high:
-        raise ValueError(f"{name} must be {_EXPECTED[name]}, got {number}")
+        raise ValueError(f"{name} must be {expected}, got {number}")
     return number
 
 
@@ -95,11 +90,8 @@ class LossOptions:
             if value is not Traced.ARRAY and (name != "soft_cap" or value is not None):
                 self._store(name, check_number(name, _number(name, value)))
         self._store("ignore_index", _indices("ignore_index", self.ignore_index))
-        _reject_array("return_statistics", self.return_statistics, "True or False")
         if not isinstance(self.return_statistics, bool):
-            raise TypeError(
-                f"return_statistics must be True or False, got {self.return_statistics!r}"
-            )
+            raise _error("return_statistics", self.return_statistics, "True or False")
 
     def _store(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)  # the dataclass is frozen
@@ -133,25 +125,22 @@ class LinearOptions(LossOptions):
 
 
 def _one_of(name: str, value: object, names: object) -> None:
-    expected = "one of " + ", ".join(map(repr, get_args(names)))
-    _reject_array(name, value, expected)
-    if not isinstance(value, str) or value not in get_args(names):
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
+    if not isinstance(value, str) or hasattr(value, "shape") or value not in get_args(names):
+        expected = "one of " + ", ".join(map(repr, get_args(names)))
+        raise _error(name, value, expected, ValueError)
 
 
 def _number(name: str, value: object) -> float:
-    _reject_array(name, value, "a Python number")
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a Python number, got {value!r}")
+        raise _error(name, value, "a Python number")
     return float(value)
 
 
 def _index(name: str, value: object) -> int | None:
-    _reject_array(name, value, "a Python int or None")
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be a Python int or None, got {value!r}")
+        raise _error(name, value, "a Python int or None")
     return operator.index(value)
 
 
@@ -159,19 +148,21 @@ def _indices(name: str, value: object) -> int | tuple[int, ...] | None:
     """One index, several, or none."""
     if not isinstance(value, tuple):
         return _index(name, value)
-    found = tuple(_index(name, index) for index in value)
+    found = [_index(name, index) for index in value]
     if None in found or not found:
-        raise TypeError(f"{name} must be a Python int, a tuple of them, or None, got {value!r}")
+        raise _error(name, value, "a Python int, a tuple of them, or None")
     return tuple(index for index in found if index is not None)
 
 
-def _reject_array(name: str, value: object, expected: str) -> None:
+def _error(name: str, value: object, expected: str, kind: type[Exception] = TypeError) -> Exception:
+    """For a value that is not what was expected; of an array, what to do instead."""
     if hasattr(value, "aval") or (hasattr(value, "shape") and not isinstance(value, numbers.Real)):
-        raise TypeError(
+        return TypeError(
             f"{name} must be {expected}, known when the function is traced, got the array or "
             f"tracer {value!r}; under jit, mark it as a static argument or close over it (to learn "
             f"or to schedule a number, take temperature, z_loss, soft_cap or label_smoothing)"
         )
+    return kind(f"{name} must be {expected}, got {value!r}")
 
 
 def axis_name_of(value: object) -> Hashable | None:

@@ -89,9 +89,10 @@ def binary_cross_entropy(
             f"label_smoothing={options.label_smoothing}"
         )
     x = _arrays.as_real("logits", logits)
-    y = _arrays.as_entries(labels, x.shape)
-    positive = _arrays.as_broadcastable("pos_weight", pos_weight, x.shape)
-    weights = _arrays.as_broadcastable("example_weights", example_weights, x.shape)
+    y = _arrays.as_real_or_bool("labels", labels)
+    y = _arrays.of_shape("labels", y, x.shape, "the shape of logits")
+    positive = _arrays.as_broadcastable("pos_weight", pos_weight, x.shape, "logits")
+    weights = _arrays.as_broadcastable("example_weights", example_weights, x.shape, "logits")
     arrays = Arrays(
         y,
         example_weights=weights,
@@ -109,7 +110,7 @@ def _binary(
     assert isinstance(arrays.labels, Array)
     examples = _examples.of_entries(logits, arrays.labels, arrays.example_weights, options)
     assert isinstance(examples.labels, SoftLabels)
-    label = examples.labels.weights
+    (x,), label = examples.inputs, examples.labels.weights
     of_rows = row_options(options, arrays.numbers, label.dtype)
-    rows = _losses.of_binary_logits(examples.inputs, label, pos_weight, of_rows)
+    rows = _losses.of_binary_logits(x, label, pos_weight, of_rows)
     return _reduction.reduced(rows, examples, arrays, options)

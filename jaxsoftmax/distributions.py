@@ -178,21 +178,15 @@ def _apply(
     axis_name: AxisName,
 ) -> Array:
     """The function of classes that are last and one axis."""
-
-    def of_rows(rows: Array) -> Array:
-        if rows.shape[-1] == 0:  # as a row of which no class exists
-            none = jnp.full((*rows.shape[:-1], 1), -jnp.inf, rows.dtype)
-            result = function(none, axis_name)
-            return result if result.ndim < rows.ndim else rows.astype(logits.dtype)
-        result = function(rows, axis_name)
-        return result if result.ndim < rows.ndim else result.astype(logits.dtype)
-
-    x = _logits.exclude(roomy(logits), where)
-    if axes == (x.ndim - 1,):
-        return of_rows(x)
-    batch = x.ndim - len(axes)
-    result = of_rows(classes_last(x, axes))
+    rows = classes_last(_logits.exclude(roomy(logits), where), axes)
+    batch, without = logits.ndim - len(axes), rows.shape[-1] == 0
+    if without:  # as a row of which no class exists
+        rows = jnp.full((*rows.shape[:-1], 1), -jnp.inf, rows.dtype)
+    result = function(rows, axis_name)
     if result.ndim == batch:
         return result
-    apart = result.reshape(*result.shape[:-1], *(x.shape[axis] for axis in axes))
-    return jnp.moveaxis(apart, range(batch, x.ndim), axes)
+    if without:
+        return logits
+    sizes = (logits.shape[axis] for axis in axes)
+    apart = result.astype(logits.dtype).reshape(*result.shape[:-1], *sizes)
+    return jnp.moveaxis(apart, range(batch, logits.ndim), axes)

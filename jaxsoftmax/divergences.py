@@ -13,7 +13,8 @@ from jaxsoftmax import _arguments, _arrays, tuning
 from jaxsoftmax._arguments import Arrays
 from jaxsoftmax._batch import examples as _examples
 from jaxsoftmax._batch import reduction as _reduction
-from jaxsoftmax._fused.loss import divergence
+from jaxsoftmax._batch.reduction import Loss
+from jaxsoftmax._fused.loss import loss
 from jaxsoftmax._options import KernelLayout, LinearOptions, LossOptions, Reduction
 from jaxsoftmax._row import divergence as _divergence
 from jaxsoftmax._row import logits as _logits
@@ -89,9 +90,9 @@ def kl_divergence(
     """
     static, numbers = _arrays.split_numbers(temperature=temperature)
     options = LossOptions(reduction=reduction, beta=beta, axis_name=axis_name, **static)
-    given = (where, example_weights, denominator, numbers)
-    x, axes, arrays = _arguments.checked_pair(logits, target_logits, axis, given, options)
-    return _compute(x, arrays, axes=axes, options=options)
+    given = (None, where, None, example_weights, denominator, numbers)
+    x, y, axes, arrays = _arguments.checked_pair(logits, target_logits, axis, given, options)
+    return _compute(x, y, arrays, axes=axes, options=options)
 
 
 def linear_kl_divergence(
@@ -173,30 +174,21 @@ def linear_kl_divergence(
         beta=beta,
         **static,
     )
-    head, target, arrays = _arguments.checked_linear_pair(
-        (hidden, kernel, bias),
-        (target_hidden, target_kernel, target_bias),
-        (where, example_weights, denominator, numbers),
-        options,
-    )
-    chunk = tuning.chunk_for_pair(head.hidden, head.kernel)
-    return divergence(head, target, arrays, options=options, chunk=chunk)
+    given = (None, where, None, example_weights, denominator, numbers)
+    target = (target_hidden, target_kernel, target_bias)
+    heads, arrays = _arguments.checked_linear((hidden, kernel, bias), given, options, target)
+    chunk = tuning.chunk_for_pair(heads[0].hidden, heads[0].kernel)
+    return loss(heads, arrays, options=options, chunk=chunk)
 
 
 @partial(jax.jit, static_argnames=("axes", "options"))
 @partial(by_rows, class_axes=lambda axes, **_: axes)
 def _compute(
-    logits: Array,
-    arrays: Arrays,
-    *,
-    axes: tuple[int, ...],
-    options: LossOptions,
-) -> Array:
-    assert isinstance(arrays.labels, Array)
-    x, y = (_logits.exclude(roomy(z), arrays.where) for z in (logits, arrays.labels))
+    logits: Array, target: Array, arrays: Arrays, *, axes: tuple[int, ...], options: LossOptions
+) -> Loss:
+    x, y = (_logits.exclude(roomy(z), arrays.where) for z in (logits, target))
     dtype = accumulator(x.dtype, y.dtype)
-    x, y, examples = _examples.of_pair(x.astype(dtype), y.astype(dtype), arrays, axes, options)
+    examples = _examples.of_logits((x.astype(dtype), y.astype(dtype)), arrays, axes, options)
+    x, y = examples.inputs
     rows = _divergence.of_logits(x, y, options.beta, row_options(options, arrays.numbers, dtype))
-    result = _reduction.reduced(rows, examples, arrays, options)
-    assert isinstance(result, Array)
-    return result
+    return _reduction.reduced(rows, examples, arrays, options)

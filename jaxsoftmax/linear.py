@@ -151,5 +151,6 @@ def linear_cross_entropy(
         **static,
     )
     given = (labels, where, class_weights, example_weights, denominator, numbers)
-    h, w, b, arrays = _arguments.checked_linear(hidden, kernel, bias, given, options)
-    return loss(h, w, b, arrays, options=options, chunk=tuning.chunk_for(h, w))
+    heads, arrays = _arguments.checked_linear((hidden, kernel, bias), given, options)
+    chunk = tuning.chunk_for(heads[0].hidden, heads[0].kernel)
+    return loss(heads, arrays, options=options, chunk=chunk)

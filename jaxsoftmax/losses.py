@@ -249,9 +249,11 @@ def _compute(
     options: LossOptions,
 ) -> Loss:
     logits = _logits.exclude(roomy(logits), arrays.where)
-    examples = _examples.of_logits(logits, arrays, axes, options)
+    examples = _examples.of_logits((logits,), arrays, axes, options)
+    (x,), labels = examples.inputs, examples.labels
+    assert labels is not None
     if rows_of is _losses.of_log_probs:
-        check_log_probs(examples.inputs)
+        check_log_probs(x)
     of_rows = row_options(options, arrays.numbers, accumulator(logits.dtype))
-    rows = rows_of(examples.inputs, examples.labels, arrays.class_weights, of_rows)
+    rows = rows_of(x, labels, arrays.class_weights, of_rows)
     return _reduction.reduced(rows, examples, arrays, options)

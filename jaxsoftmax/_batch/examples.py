@@ -7,7 +7,9 @@ examples count, and labels outside [0, C) with their `debug_checks`.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -35,51 +37,36 @@ ROUNDING = 1e-5  # how far beyond [0, 1] the label of a binary loss may lie
 class Examples(NamedTuple):
     """A batch in the one form."""
 
-    inputs: Float[Array, "... K"]  # logits or hidden; ignored rows are 0: no NaN goes further
-    labels: Labels  # indices are int32, of this shard
+    # Logits or hidden, and a target's beside them; ignored rows are 0: no NaN goes further.
+    inputs: tuple[Float[Array, "... K"], ...]
+    labels: Labels | None  # indices are int32, of this shard; None beside a target
     weights: PerRow | None  # 0 on ignored examples
     ignored: Bool[Array, "..."] | None
 
 
 def of_logits(
-    logits: PerRow, arrays: Arrays, axes: tuple[int, ...], options: LossOptions
+    logits: tuple[PerRow, ...], arrays: Arrays, axes: tuple[int, ...], options: LossOptions
 ) -> Examples:
     """Classes to one last axis, both kinds of labels apart, ignored rows zeroed."""
-    dtype = accumulator(logits.dtype)
-    labels = _labels_apart(arrays.labels, logits.ndim)
+    dtype = accumulator(logits[0].dtype)
+    labels = _labels_apart(arrays.labels, logits[0].ndim)
     if isinstance(labels, SoftLabels):
         as_given = classes_last(labels.weights, axes)
         labels = SoftLabels(as_given.astype(dtype))
-    logits = classes_last(logits, axes)
+    logits = tuple(classes_last(x, axes) for x in logits)
     given = Examples(logits, labels, arrays.example_weights, None)
-    examples = _settle(given, _broken_logits, dtype, logits.shape[-1], options)
-    if not isinstance(examples.labels, SoftLabels):
-        return examples
-    check_counts(as_given, examples.ignored)
-    if examples.ignored is None:
-        return examples
-    soft = examples.labels.weights
-    return examples._replace(labels=SoftLabels(keep(soft, spread(~examples.ignored, soft))))
+    examples = _settle(given, _broken_logits, dtype, logits[0].shape[-1], options)
+    if isinstance(labels, SoftLabels):
+        check_counts(as_given, examples.ignored)
+        soft = zeroed(labels.weights, examples.ignored)
+        examples = examples._replace(labels=SoftLabels(soft))
+    return examples
 
 
-def of_pair(
-    logits: PerRow, target: PerRow, arrays: Arrays, axes: tuple[int, ...], options: LossOptions
-) -> tuple[PerClass, PerClass, Examples]:
-    """The same for two rows of logits that are compared."""
-    pair = classes_last(logits, axes), classes_last(target, axes)
-    return _settle_pair(pair, _broken_logits, arrays, logits.dtype, options)
-
-
-def of_hidden_pair(
-    hidden: Array, target: Array, arrays: Arrays, dtype: np.dtype, options: LossOptions
-) -> tuple[Array, Array, Examples]:
-    """The same where neither logits exist."""
-    return _settle_pair((hidden, target), _broken_hidden, arrays, dtype, options)
-
-
-def _labels_apart(labels: Array | SparseLabels | None, ndim: int) -> Labels:
+def _labels_apart(labels: Array | SparseLabels | None, ndim: int) -> Labels | None:
     """By kind, of logits of this rank."""
-    assert labels is not None
+    if labels is None:
+        return None
     if isinstance(labels, SparseLabels):
         return SparseLabels(comparable(labels.indices), labels.weights)
     return SoftLabels(labels) if labels.ndim == ndim else ClassLabels(comparable(labels))
@@ -95,18 +82,14 @@ def classes_last(x: Array, axes: tuple[int, ...]) -> Array:
 
 
 def of_hidden(
-    hidden: Float[Array, "... D"],
-    arrays: Arrays,
-    classes: Size,
-    dtype: np.dtype,
-    options: LossOptions,
+    hidden: tuple[PerRow, ...], arrays: Arrays, classes: Size, dtype: np.dtype, options: LossOptions
 ) -> Examples:
     """The same where the logits do not exist: hidden in place of logits.
 
     Soft labels keep their dtype and their ignored rows: a copy of them would be as large as the
     logits.
     """
-    labels = _labels_apart(arrays.labels, hidden.ndim)
+    labels = _labels_apart(arrays.labels, hidden[0].ndim)
     given = Examples(hidden, labels, arrays.example_weights, None)
     examples = _settle(given, _broken_hidden, dtype, classes, options)
     if isinstance(labels, SoftLabels):
@@ -120,9 +103,7 @@ def of_entries(
     """The same for losses that have no class axis: every entry is an example."""
     dtype = accumulator(logits.dtype)
     ignored = is_ignored(labels, options)
-    y = labels.astype(dtype)
-    if ignored is not None:
-        y = keep(y, ~ignored)
+    y = zeroed(labels.astype(dtype), ignored)
     # A sum of probabilities, or a resized mask, may round to a little more than 1.
     near = (y >= -ROUNDING) & (y <= 1.0 + ROUNDING)
     y = keep(keep(y, y >= 0.0, 0.0), y <= 1.0, 1.0)
@@ -132,9 +113,16 @@ def of_entries(
         return ~jnp.isfinite(logits) | jnp.isnan(y)
 
     weights, ignored = _effective(example_weights, ignored, broken, dtype)
-    if ignored is not None:
-        logits, y = keep(logits, ~ignored), keep(y, ~ignored)
-    return Examples(logits, SoftLabels(y), weights, ignored)
+    logits, y = zeroed(logits, ignored), zeroed(y, ignored)
+    return Examples((logits,), SoftLabels(y), weights, ignored)
+
+
+def zeroed(x: Array, ignored: Array | None, otherwise: float = 0.0) -> Array:
+    """0, or another number, in place of what belongs to ignored examples."""
+    if ignored is None:
+        return x
+    counts = spread(~ignored, x) if x.ndim > ignored.ndim else ~ignored
+    return keep(x, counts, otherwise)
 
 
 def _settle(
@@ -149,51 +137,29 @@ def _settle(
 
     def broken() -> Array:
         """Which examples hold something that no loss can be computed from."""
-        found = broken_inputs(inputs)
+        found = functools.reduce(operator.or_, map(broken_inputs, inputs))
         everywhere = classes * mesh.shards(options.axis_name)
         if isinstance(labels, ClassLabels):
             found |= ~is_valid(labels.classes, everywhere)
         elif isinstance(labels, SparseLabels):
             named = ~is_valid(labels.indices, everywhere) & (labels.weights != 0)
             found |= jnp.any(named | ~jnp.isfinite(labels.weights.astype(dtype)), axis=-1)
-        elif jnp.issubdtype(labels.weights.dtype, jnp.floating):
+        elif labels is not None and jnp.issubdtype(labels.weights.dtype, jnp.floating):
             found |= ~jnp.all(jnp.isfinite(labels.weights), axis=-1)
         return mesh.anywhere(found, options.axis_name)
 
     if isinstance(labels, ClassLabels):
         ignored = is_ignored(labels.classes, options)
     weights, ignored = _effective(weights, ignored, broken, dtype)
-    if ignored is not None:
-        inputs = keep(inputs, spread(~ignored, inputs))
+    inputs = tuple(zeroed(x, ignored) for x in inputs)
     if isinstance(labels, ClassLabels):
-        index = labels.classes if ignored is None else keep(labels.classes, ~ignored)
+        index = zeroed(labels.classes, ignored)
         labels = ClassLabels(checked_index(index, classes, options))
     elif isinstance(labels, SparseLabels):
-        named = labels.weights.astype(dtype)
-        if ignored is not None:
-            named = keep(named, spread(~ignored, named))
+        named = zeroed(labels.weights.astype(dtype), ignored)
         index = keep(labels.indices, named != 0.0)  # that of padding is not looked at
         labels = SparseLabels(checked_index(index, classes, options), named)
     return Examples(inputs, labels, weights, ignored)
-
-
-def _settle_pair(
-    pair: tuple[Array, Array],
-    broken_inputs: Callable[[Array], Array],
-    arrays: Arrays,
-    dtype: np.dtype,
-    options: LossOptions,
-) -> tuple[Array, Array, Examples]:
-    """The same for two arrays of inputs and no labels."""
-    x, y = pair
-
-    def broken() -> Array:
-        return mesh.anywhere(broken_inputs(x) | broken_inputs(y), options.axis_name)
-
-    weights, ignored = _effective(arrays.example_weights, None, broken, dtype)
-    if ignored is not None:
-        x, y = (keep(z, spread(~ignored, z)) for z in pair)
-    return x, y, Examples(x, SoftLabels(y), weights, ignored)
 
 
 def _broken_logits(logits: PerClass) -> Bool[Array, "..."]:

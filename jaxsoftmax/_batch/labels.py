@@ -7,7 +7,6 @@ import operator
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.experimental import checkify
 
@@ -58,16 +57,12 @@ def is_ignored(label: Array, options: LossOptions) -> Array | None:
 
 def _is_index(label: Array, index: int) -> Array:
     """label == index, also for an index that the label's dtype cannot hold."""
-    if jnp.issubdtype(label.dtype, jnp.floating):
-        return label == jnp.asarray(index, label.dtype)
-    bounds = (0, 1) if label.dtype == jnp.bool_ else _bounds(label.dtype)
-    if bounds[0] <= index <= bounds[1]:
+    low, high = 0, 1
+    if jnp.issubdtype(label.dtype, jnp.integer):
+        low, high = jnp.iinfo(label.dtype).min, jnp.iinfo(label.dtype).max
+    if jnp.issubdtype(label.dtype, jnp.floating) or low <= index <= high:
         return label == jnp.asarray(index, label.dtype)
     return lax.full_like(label, False, jnp.bool_)
-
-
-def _bounds(dtype: np.dtype) -> tuple[int, int]:
-    return int(jnp.iinfo(dtype).min), int(jnp.iinfo(dtype).max)
 
 
 def check_counts(labels: Array, ignored: Array | None) -> None:

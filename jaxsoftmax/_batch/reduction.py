@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Float
 
 from jaxsoftmax._arguments import Arrays
-from jaxsoftmax._batch.examples import Examples
+from jaxsoftmax._batch.examples import Examples, zeroed
 from jaxsoftmax._options import LossOptions
 from jaxsoftmax._row.losses import RowLosses
 from jaxsoftmax._row.targets import ClassLabels, SparseLabels, weight_of_label
 from jaxsoftmax._xla.dtypes import Index, PerRow, Size
-from jaxsoftmax._xla.masks import keep, spread
+from jaxsoftmax._xla.masks import counted, keep
 
 
 class LossStatistics(NamedTuple):
@@ -66,30 +66,12 @@ def reduced(rows: RowLosses, examples: Examples, arrays: Arrays, options: LossOp
 
 def statistics_of(rows: RowLosses, examples: Examples, divisor: Divisor) -> LossStatistics:
     """What is known of the rows, those that do not count aside."""
-
-    def counting(values: Array | None, otherwise: int = 0) -> Array:
-        assert values is not None
-        if examples.ignored is None:
-            return values
-        ignored = examples.ignored
-        if values.ndim > ignored.ndim:
-            ignored = spread(ignored, values)
-        return lax.select(ignored, lax.full_like(values, otherwise), values)
-
-    return LossStatistics(
-        log_prob=counting(rows.log_prob),
-        logsumexp=counting(rows.logsumexp),
-        entropy=counting(rows.entropy),
-        predicted=counting(rows.predicted),
-        predicted_log_prob=counting(rows.predicted_log_prob),
-        rank=None if rows.rank is None else counting(rows.rank, -1),
-        weight_sum=jnp.asarray(divisor),
-    )
-
-
-def counted(losses: PerRow, weights: PerRow) -> PerRow:
-    """The losses with 0 for what a weight of 0 cannot hide: infinity, and NaN."""
-    return keep(losses, (weights != 0.0) | lax.is_finite(losses))
+    known: dict[str, Any] = {
+        name: x if x is None else zeroed(x, examples.ignored, -1.0 if name == "rank" else 0.0)
+        for name, x in rows._asdict().items()
+        if name in LossStatistics._fields
+    }
+    return LossStatistics(**known, weight_sum=jnp.asarray(divisor))
 
 
 def divisor_of(
@@ -107,10 +89,7 @@ def divisor_of(
     if arrays.class_weights is not None and isinstance(examples.labels, ClassLabels):
         wide = arrays.class_weights.astype(dtype)
         of_label = weight_of_label(wide, examples.labels.classes, options.axis_name)
-        if weights is None:
-            weights = of_label
-        else:
-            weights = weights * keep(of_label, (weights != 0.0) | lax.is_finite(of_label))
+        weights = of_label if weights is None else weights * counted(of_label, weights)
     if weights is not None:
         return jnp.sum(weights)
     count = math.prod(shape)

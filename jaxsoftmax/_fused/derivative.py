@@ -19,12 +19,12 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero, zero_from_primal
 from jaxtyping import Float
 
-from jaxsoftmax._batch.reduction import counted
 from jaxsoftmax._fused import passes
 from jaxsoftmax._fused.given import Differentiable, Given, Wanted
 from jaxsoftmax._fused.plan import Plan
 from jaxsoftmax._row.losses import RowLosses
 from jaxsoftmax._xla import mesh
+from jaxsoftmax._xla.masks import counted
 from jaxsoftmax._xla.shardings import vary_alike
 
 

@@ -6,7 +6,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from jaxsoftmax._arguments import Arrays, Head
 from jaxsoftmax._batch import examples as _examples
@@ -25,55 +24,26 @@ from jaxsoftmax.tuning import Chunk
 
 @partial(jax.jit, static_argnames=("options", "chunk"))
 @on_their_mesh
-def loss(
-    hidden: Array,
-    kernel: Array,
-    bias: Array | None,
-    arrays: Arrays,
-    *,
-    options: LinearOptions,
-    chunk: Chunk,
-) -> Loss:
-    """`cross_entropy` of hidden · kernel + bias."""
-    dtype = accumulator(hidden.dtype, kernel.dtype)
-    ones = ones_of_rows(hidden, dtype)
-    hidden = vary_alike(hidden, (arrays.labels, arrays.example_weights))
-    plan = Plan(options, chunk)
-    classes = kernel.shape[plan.class_axis]
-    examples = _examples.of_hidden(hidden, arrays, classes, dtype, options)
-    by_row, by_class = _masks(arrays.where)
+def loss(heads: tuple[Head, ...], arrays: Arrays, *, options: LinearOptions, chunk: Chunk) -> Loss:
+    """`cross_entropy` of the logits of a head, or `kl_divergence` of those of two."""
+    head, *target = heads
+    dtype = accumulator(*(x.dtype for head in heads for x in head[:2]))
+    ones = ones_of_rows(head.hidden, dtype)
+    inputs = tuple(head.hidden for head in heads)
+    inputs = vary_alike(inputs, (arrays.labels, arrays.example_weights))
+    plan, where = Plan(options, chunk), arrays.where
+    classes = head.kernel.shape[plan.class_axis]
+    examples = _examples.of_hidden(inputs, arrays, classes, dtype, options)
+    # Of the classes row by row, or of all rows alike.
+    by_row, by_class = (None, where) if where is None or where.ndim == 1 else (where, None)
     weights = ones if examples.weights is None else examples.weights
+    hidden, *target_hidden = examples.inputs
+    of_target = (x for head in target for x in head[1:])
     given = Given(
-        Rows(examples.inputs, examples.labels, examples.ignored, by_row, weights),
-        Layer(kernel, bias, arrays.class_weights, by_class, arrays.numbers),
+        Rows(hidden, examples.labels, examples.ignored, by_row, weights, *target_hidden),
+        Layer(*head[1:], arrays.class_weights, by_class, arrays.numbers, *of_target),
     )
     return _reduced(plan, given, examples, arrays)
-
-
-@partial(jax.jit, static_argnames=("options", "chunk"))
-@on_their_mesh
-def divergence(
-    head: Head, target: Head, arrays: Arrays, *, options: LinearOptions, chunk: Chunk
-) -> Array:
-    """`kl_divergence` of the logits of two heads."""
-    dtype = accumulator(*(x.dtype for x in (*head[:2], *target[:2])))
-    ones = ones_of_rows(head.hidden, dtype)
-    together = vary_alike((head.hidden, target.hidden), (arrays.example_weights,))
-    hidden, target_hidden, examples = _examples.of_hidden_pair(*together, arrays, dtype, options)
-    by_row, by_class = _masks(arrays.where)
-    weights = ones if examples.weights is None else examples.weights
-    given = Given(
-        Rows(hidden, None, examples.ignored, by_row, weights, target_hidden),
-        Layer(head.kernel, head.bias, None, by_class, arrays.numbers, target.kernel, target.bias),
-    )
-    found = _reduced(Plan(options, chunk), given, examples, arrays)
-    assert isinstance(found, Array)
-    return found
-
-
-def _masks(where: Array | None) -> tuple[Array | None, Array | None]:
-    """Of the classes row by row, or of all rows alike."""
-    return (None, where) if where is None or where.ndim == 1 else (where, None)
 
 
 def _reduced(plan: Plan, given: Given, examples: Examples, arrays: Arrays) -> Loss:

@@ -10,6 +10,7 @@ import jax
 from jax import Array
 from jaxtyping import Float
 
+from jaxsoftmax._batch.examples import zeroed
 from jaxsoftmax._fused.given import TARGET, Differentiable, Given, Wanted
 from jaxsoftmax._fused.plan import Plan
 from jaxsoftmax._options import Numbers
@@ -20,7 +21,7 @@ from jaxsoftmax._row.losses import RowIndices, RowLosses
 from jaxsoftmax._row.options import row_options
 from jaxsoftmax._row.targets import SoftLabels, SparseLabels
 from jaxsoftmax._xla.blocks import Record, recorded
-from jaxsoftmax._xla.masks import keep, spread, spread_over
+from jaxsoftmax._xla.masks import spread_over
 from jaxsoftmax._xla.mesh import Blocks
 from jaxsoftmax._xla.products import product
 
@@ -73,9 +74,7 @@ def losses_of(inputs: Inputs, part: Given, plan: Plan) -> RowLosses:
         return _divergence.of_logits(logits, _existing(of_target, part), plan.options.beta, options)
     if isinstance(labels, SoftLabels):
         soft = (labels.weights if soft is None else soft).astype(logits.dtype)
-        if ignored is not None:
-            soft = keep(soft, spread(~ignored, soft))
-        labels = SoftLabels(soft)
+        labels = SoftLabels(zeroed(soft, ignored))
     elif isinstance(labels, SparseLabels) and soft is not None:
         labels = labels._replace(weights=soft)
     if class_weights is None:

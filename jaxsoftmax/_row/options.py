@@ -6,7 +6,7 @@ whatever its value.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax import Array
@@ -32,29 +32,14 @@ class RowOptions(NamedTuple):
 def row_options(options: LossOptions, numbers: Numbers, dtype: np.dtype) -> RowOptions:
     """A number that is out of bounds is NaN, and so is each loss that it goes into."""
 
-    def value(name: str) -> float | Array | None:
-        static: float | Traced | None = getattr(options, name)
-        if not isinstance(static, Traced):
-            return static
-        number: Array = getattr(numbers, name)
-        wide = number.astype(dtype)
-        low, high = BOUNDS[name]
+    def value(name: str) -> Any:
+        if getattr(options, name) is not Traced.ARRAY:
+            return getattr(options, name)
+        wide = getattr(numbers, name).astype(dtype)
+        low, high, _ = BOUNDS[name]
         return nan_where(~((wide >= low) & (wide <= high)), wide)
 
-    smoothing, z_loss, temperature = map(value, ("label_smoothing", "z_loss", "temperature"))
-    assert smoothing is not None
-    assert z_loss is not None
-    assert temperature is not None
-    return RowOptions(
-        smoothing,
-        z_loss,
-        value("soft_cap"),
-        temperature,
-        options.focal_gamma,
-        options.poly_epsilon,
-        options.return_statistics,
-        options.axis_name,
-    )
+    return RowOptions(*map(value, RowOptions._fields))
 
 
 def is_on(number: float | Array, off: float = 0.0) -> bool:

@@ -16,14 +16,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Float
 
 from jaxsoftmax._row.options import RowOptions, is_on
 from jaxsoftmax._row.state import largest_class
 from jaxsoftmax._xla import mesh
 from jaxsoftmax._xla.dtypes import ClassWeights, Index, PerClass, PerNamed, PerRow, accumulator
-from jaxsoftmax._xla.masks import keep, spread, spread_over, take
+from jaxsoftmax._xla.masks import counted, keep, spread, spread_over, take
 from jaxsoftmax._xla.mesh import AxisName
 
 
@@ -119,7 +119,7 @@ def _rest_of(smoothing: float | Array, labels: Array) -> Array:
     if not is_on(smoothing):
         return labels
     rest = jnp.asarray(1.0 - smoothing, labels.dtype)
-    return rest * keep(labels, (rest != 0.0) | lax.is_finite(labels))
+    return rest * counted(labels, rest)
 
 
 def _uniform(logits: Array, smoothing: float | Array, mesh_axis: AxisName) -> Array:
@@ -137,5 +137,4 @@ def _weighted(coefficients: Array, class_weights: Array | None) -> Array:
 
 def _times(mass: Array, weights: Array) -> Array:
     """mass · weights, 0 where either is 0, whatever the other is."""
-    counted = keep(mass, (weights != 0.0) | lax.is_finite(mass))
-    return counted * keep(weights, (mass != 0.0) | lax.is_finite(weights))
+    return counted(mass, weights) * counted(weights, mass)

@@ -158,15 +158,12 @@ def _sum_of_exponentials(logits: Array, maximum: Array, *scale: Array) -> Array:
         rows = lax.optimization_barrier(logits.reshape(-1, logits.shape[-1] // pieces))
         sums = _sum_of_exponentials(rows, *(x.reshape(-1) for x in repeated))
         return jnp.sum(sums.reshape(of_pieces), axis=-1)
-    per_class = (x[..., None] for x in scale)
-    return jnp.sum(_decay(widen(logits) - maximum[..., None], *per_class), axis=-1)
+    return jnp.sum(_decay(widen(logits) - maximum[..., None], *scale), axis=-1)
 
 
 def _decay(distance: Array, *scale: Array) -> Array:
     """exp(−|distance| · scale)."""
-    for factor in scale:
-        distance = distance * factor
-    return jnp.exp(-jnp.abs(distance))
+    return jnp.exp(-jnp.abs(portable.scaled(distance, *scale)))
 
 
 def _with_infinite(others: Array, logits: Array, own: Array, maximum: Array) -> Array:

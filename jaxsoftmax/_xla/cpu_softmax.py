@@ -58,9 +58,7 @@ def softmax_times(logits: Array, values: Array) -> Array:
     return terms * (scale * values)[..., None]
 
 
-def softmax_mean(logits: Array, v: Array) -> Array:
-    """As `portable.softmax_mean`."""
-    return portable.softmax_mean(logits, v, of=exponentials)
+softmax_mean = partial(portable.softmax_mean, of=exponentials)
 
 
 # --- NaN in a row with an infinite maximum or a NaN -----------------------------------------------
@@ -81,17 +79,13 @@ def _repaired_terms(logits: Array, moves: bool) -> tuple[Array, Array]:
 # --- with +inf, and rows without a class, treated -------------------------------------------------
 
 
-def _treated_softmax(logits: Array) -> Array:
-    return portable.softmax(logits, of=exponentials)
+_treated_softmax = partial(portable.softmax, of=exponentials)
+_treated_times = partial(portable.softmax_times, of=exponentials)
 
 
 def _treated_tangent(logits: Array, tangent: Array) -> Array:
     terms, scale = treated_terms(logits, True)
     return _tangent_of_terms(terms, scale, tangent, logits)
-
-
-def _treated_times(logits: Array, values: Array) -> Array:
-    return portable.softmax_times(logits, values, of=exponentials)
 
 
 def _tangent_of_terms(terms: Array, scale: Array, tangent: Array, logits: Array) -> Array:

@@ -109,11 +109,6 @@ def is_linear(operand: object) -> bool:
     return ad.is_undefined_primal(operand)
 
 
-def type_of_linear(operand: Any) -> ShapedArray:
-    """The type of such an operand."""
-    return operand.aval
-
-
 def _leading(x: Array, axis: int | None, size: int) -> Array:
     return jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
 

@@ -5,6 +5,9 @@ JAX asks of a select that its mask and its cases have one explicit sharding.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -23,6 +26,11 @@ def keep(
     elif of_x is None and of_mask is not None:
         x = jax.sharding.reshard(x, of_mask)
     return lax.select(where, x, lax.full_like(x, otherwise))
+
+
+def counted(x: Array, weights: Array) -> Array:
+    """x with 0 for what a weight of 0 cannot hide: infinity, and NaN."""
+    return keep(x, (weights != 0.0) | lax.is_finite(x))
 
 
 def at_least(x: Shaped[Array, "*s"], bound: float) -> Shaped[Array, "*s"]:
@@ -61,22 +69,15 @@ def spread_over(values: Shaped[Array, "C"], like: Shaped[Array, "*b C"]) -> Shap
 
 def take(values: Shaped[Array, "C"], index: Int[Array, "*b"]) -> Shaped[Array, "*b"]:
     """The value at each index, sharded as the indices are."""
-
-    def gather(values: Array, index: Array) -> Array:
-        return jnp.take(values, index, axis=0)
-
-    mesh = explicit_mesh((values, index))
-    if mesh is None:
-        return gather(values, index)
-    return automatic(gather, mesh, jax.typeof(index).sharding.spec)(values, index)
+    return _gathered(partial(jnp.take, axis=0), values, index)
 
 
 def take_along(values: Shaped[Array, "*b C"], index: Int[Array, "*b K"]) -> Shaped[Array, "*b K"]:
     """The values of some classes of each row, sharded as the indices are."""
+    return _gathered(partial(jnp.take_along_axis, axis=-1), values, index)
 
-    def gather(values: Array, index: Array) -> Array:
-        return jnp.take_along_axis(values, index, axis=-1)
 
+def _gathered(gather: Callable[[Array, Array], Array], values: Array, index: Array) -> Array:
     mesh = explicit_mesh((values, index))
     if mesh is None:
         return gather(values, index)
@@ -85,11 +86,7 @@ def take_along(values: Shaped[Array, "*b C"], index: Int[Array, "*b K"]) -> Shap
 
 def is_class(logits: Shaped[Array, "*b C"], label: Int[Array, "*b"]) -> Bool[Array, "*b C"]:
     """One-hot of the label, as a mask that the compiler fuses and never stores."""
-    return classes_of(logits) == label[..., None]
-
-
-def classes_of(logits: Shaped[Array, "*b C"]) -> Int[Array, "*b C"]:
-    """The index of each class, int32."""
-    return lax.broadcasted_iota(
+    classes = lax.broadcasted_iota(
         jnp.int32, logits.shape, logits.ndim - 1, out_sharding=explicit_sharding(logits)
     )
+    return classes == label[..., None]

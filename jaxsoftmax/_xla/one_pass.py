@@ -57,14 +57,6 @@ def row_state(logits: Array, label: Array, *scale: Array) -> tuple[Array, Array,
     return label_logit, *_from_maximum(part)
 
 
-def row_state_and_terms(
-    logits: Array, label: Array, *scale: Array
-) -> tuple[Array, Array, Array, Array]:
-    """As `portable.row_state_and_terms`."""
-    state = row_state(logits, label, *scale)
-    return *state, portable.shared_terms(logits, label, state[1], *scale)
-
-
 def largest_and_odds(logits: Array) -> tuple[Array, Array]:
     """As `portable.largest_and_odds`."""
     x = widen(logits)
@@ -82,6 +74,7 @@ def row_exponentials(logits: Array) -> tuple[Array, Array, Array]:
     return maximum, terms, total
 
 
+row_state_and_terms = partial(portable.row_state_and_terms, of=row_state)
 softmax = partial(portable.softmax, of=row_exponentials)
 softmax_tangent = partial(portable.softmax_tangent, of=row_exponentials)
 softmax_mean = partial(portable.softmax_mean, of=row_exponentials)

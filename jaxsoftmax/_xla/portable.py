@@ -16,6 +16,7 @@ from jaxsoftmax._xla.dtypes import Size, finite, widen
 from jaxsoftmax._xla.masks import at_least, at_most, is_class, keep, spread
 from jaxsoftmax._xla.products import over_matrices, product
 
+State = Callable[..., tuple[Array, Array, Array]]  # as `row_state`
 Exponentials = Callable[[Array], tuple[Array, Array, Array]]  # as `row_exponentials`
 Odds = Callable[[Array], tuple[Array, Array]]  # as `largest_and_odds`
 
@@ -34,10 +35,10 @@ def row_state(logits: Array, label: Array, *scale: Array) -> tuple[Array, Array,
 
 
 def row_state_and_terms(
-    logits: Array, label: Array, *scale: Array
+    logits: Array, label: Array, *scale: Array, of: State = row_state
 ) -> tuple[Array, Array, Array, Array]:
     """The state, and the terms of its sum."""
-    state = row_state(logits, label, *scale)
+    state = of(logits, label, *scale)
     return *state, shared_terms(logits, label, state[1], *scale)
 
 
@@ -155,18 +156,15 @@ def maximum_of_others(logits: Array, label: Array) -> Array:
 
 
 def scaled(x: Array, *scale: Array) -> Array:
-    """x · scale of each row, or x."""
+    """x · scale of each row, or x; x is of the rows, or of their classes."""
     for of_row in scale:
-        x = x * of_row[..., None]
+        x = x * (of_row if of_row.ndim == x.ndim else of_row[..., None])
     return x
 
 
 def term(label_logit: Array, maximum: Array, *scale: Array) -> Array:
     """min(exp(x_k − m), 1)."""
-    below = label_logit - maximum
-    for of_row in scale:
-        below = below * of_row
-    return at_most(jnp.exp(below), 1.0)
+    return at_most(jnp.exp(scaled(label_logit - maximum, *scale)), 1.0)
 
 
 def sum_of_exponentials(logits: Array, maximum: Array, *scale: Array) -> Array:

@@ -27,7 +27,6 @@ from jaxsoftmax._xla.forms import (
     is_linear,
     is_zero,
     lower_form,
-    type_of_linear,
 )
 from jaxsoftmax._xla.layouts import Spec
 from jaxsoftmax._xla.shardings import automatic, explicit_mesh, manual_axes
@@ -101,9 +100,9 @@ class Program:
     def transposes_to(self, other: Program) -> None:
         """Say that the tree is (known, linear), and that other((known, cotangents)) is the rest."""
 
-        def rule(cotangents: Tangents, *leaves: object, call: _Call) -> Tangents:
+        def rule(cotangents: Tangents, *leaves: Any, call: _Call) -> Tangents:
             known, linear = call.joined(leaves)
-            types = [type_of_linear(x) if is_linear(x) else x for x in leaves]
+            types = [x.aval if is_linear(x) else x for x in leaves]
             shapes = jax.eval_shape(partial(self._like, **dict(call.options)), call.joined(types))
             values = [ad.instantiate_zeros(ct) for ct in cotangents]
             given = (known, jax.tree.unflatten(jax.tree.structure(shapes), values))
