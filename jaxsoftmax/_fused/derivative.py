@@ -108,10 +108,5 @@ def _tangents_of_rows(
 ) -> RowLosses:
     """Those of the rows that were found; an index has none."""
     moved = passes.tangents_of_rows(given, dots, plan)
-    return moved._replace(
-        **{
-            name: zero_from_primal(index, symbolic_zeros=True)
-            for name, index in found.indices()._asdict().items()
-            if index is not None
-        }
-    )
+    zeros = zero_from_primal(found, symbolic_zeros=True)
+    return moved._replace(predicted=zeros.predicted, rank=zeros.rank)

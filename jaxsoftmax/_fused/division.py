@@ -68,41 +68,15 @@ def division_of(
     of_heads = [head.hidden.shape[-1] for head in given.heads()]
     if any(size % layout.size(features) for size in of_heads):
         return None
-    sizes = (sum(of_heads), kernel.shape[1 - at])
-    by_class = isinstance(given.rows.labels, SoftLabels) or given.rows.where is not None
-    found = choose(
-        layout,
-        tokens,
-        (features, classes),
-        batch,
-        sizes,
-        gradients=gradients,
-        may_move=not by_class,
-    )
-    return None if found is None else dataclasses.replace(found, lies=lies)
-
-
-def choose(
-    layout: Layout,
-    tokens: Spec,
-    kernel: tuple[Axes, Axes],
-    batch: Shape,
-    kernel_sizes: tuple[int, int],
-    *,
-    gradients: bool,
-    may_move: bool,
-) -> Division | None:
-    """The cheaper division of batch and (features, classes); None if arrays lie in no such way."""
-    features, classes = kernel
-    candidates = [_stay(tokens, features, classes)]
-    if may_move:
-        candidates.append(_move(layout, tokens, features, classes))
-    possible = [d for d in candidates if d is not None and _fits(layout, d, batch, kernel_sizes)]
-    sizes = (math.prod(batch), *kernel_sizes)
+    sizes = (math.prod(batch), sum(of_heads), kernel.shape[1 - at])
+    candidates = [_stay(lies, tokens, features, classes)]
+    if not isinstance(given.rows.labels, SoftLabels) and given.rows.where is None:
+        candidates.append(_move(layout, lies, tokens, features, classes))
+    possible = [d for d in candidates if d is not None and _fits(layout, d, batch, sizes[1:])]
     return min(possible, key=lambda d: sent(layout, d, sizes, gradients), default=None)
 
 
-def _stay(tokens: Spec, features: Axes, classes: Axes) -> Division | None:
+def _stay(lies: Spec, tokens: Spec, features: Axes, classes: Axes) -> Division | None:
     of_tokens = {axis for axes in tokens for axis in axes}
     shards = tuple(axis for axis in classes if axis not in of_tokens)
     # Gathered classes must be neighbours, and a gathered kernel the same for all of its tokens.
@@ -111,12 +85,12 @@ def _stay(tokens: Spec, features: Axes, classes: Axes) -> Division | None:
     divided = ((*tokens[0], *own), *tokens[1:]) if tokens else tokens
     if not neighbours or (own and not tokens):
         return None
-    return Division(tokens, divided, features, classes, shards, False)
+    return Division(lies, divided, features, classes, shards, False)
 
 
-def _move(layout: Layout, tokens: Spec, features: Axes, classes: Axes) -> Division:
+def _move(layout: Layout, lies: Spec, tokens: Spec, features: Axes, classes: Axes) -> Division:
     free = tuple(a for a in layout.mesh.axis_names if a not in (*features, *classes))
-    return Division(tokens, tokens, features, classes, (*classes, *free, *features), True)
+    return Division(lies, tokens, features, classes, (*classes, *free, *features), True)
 
 
 def _fits(layout: Layout, division: Division, batch: Shape, sizes: tuple[int, int]) -> bool:

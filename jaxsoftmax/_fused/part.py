@@ -17,7 +17,7 @@ from jaxsoftmax._options import Numbers
 from jaxsoftmax._row import divergence as _divergence
 from jaxsoftmax._row import logits as _logits
 from jaxsoftmax._row import losses as _losses
-from jaxsoftmax._row.losses import RowIndices, RowLosses
+from jaxsoftmax._row.losses import RowLosses
 from jaxsoftmax._row.options import row_options
 from jaxsoftmax._row.targets import SoftLabels, SparseLabels
 from jaxsoftmax._xla.blocks import Record, recorded
@@ -47,18 +47,17 @@ def differentiated(
     inputs = inputs_of(logits_of(part, plan), Differentiable.of(part), wanted)
     rows_of = partial(rows_of_part, part=part, plan=plan)
     if record:
-        found, indices, pull_back = recorded(rows_of, inputs, plan.options.axis_name)
-        return found._replace(**indices._asdict()), pull_back
-    found, pull, indices = jax.vjp(rows_of, inputs, has_aux=True)
-    return found._replace(**indices._asdict()), lambda cotangents: (*pull(cotangents), None)
+        return recorded(rows_of, inputs, plan.options.axis_name)
+    _, pull, found = jax.vjp(rows_of, inputs, has_aux=True)
+    return found, lambda cotangents: (*pull(cotangents), None)
 
 
 def rows_of_part(
     inputs: Inputs, blocks: Blocks | None = None, *, part: Given, plan: Plan
-) -> tuple[RowLosses, RowIndices]:
-    """The rows of a part: what is differentiated of them, and what is an index."""
+) -> tuple[RowLosses, RowLosses]:
+    """The rows of a part: what is differentiated of them, and all of them."""
     found = losses_of(inputs, part, plan if blocks is None else plan.among(blocks))
-    return found.movable(), found.indices()
+    return found.movable(), found
 
 
 def losses_of(inputs: Inputs, part: Given, plan: Plan) -> RowLosses:

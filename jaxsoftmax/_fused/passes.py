@@ -12,7 +12,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import PartitionSpec
 
 from jaxsoftmax._fused import chunked, per_device, streamed
 from jaxsoftmax._fused.division import division_of
@@ -50,11 +49,11 @@ def _alone(plan: Plan) -> bool:
     return plan.options.axis_name is not None
 
 
-# --- the types of the results ---------------------------------------------------------------------
+# --- the types of the results: rows lie as their weights do, gradients as their arguments ---------
 
 
 def _like_rows(given: Given, plan: Plan, wanted: Wanted) -> RowLosses:
-    number = jnp.sum(given.rows.hidden, axis=-1).astype(given.rows.weights.dtype)
+    number = given.rows.weights
     if not plan.options.return_statistics:
         return RowLosses(number)
     index = number.astype(jnp.int32)
@@ -62,7 +61,7 @@ def _like_rows(given: Given, plan: Plan, wanted: Wanted) -> RowLosses:
     rank = index if isinstance(labels, ClassLabels) else None
     of_label = number
     if isinstance(labels, SparseLabels):
-        of_label = number[..., None] + labels.weights
+        of_label = jnp.broadcast_to(number[..., None], labels.weights.shape)
     return RowLosses(number, of_label, number, number, number, index, rank)
 
 
@@ -77,10 +76,6 @@ def _like_rows_and_gradients(
         return x.astype(plan.sum_dtype(given.heads()[k].kernel.dtype, wide))
 
     return rows, with_each(Differentiable(*found.of_rows(), *sums), KERNELS, of_kernel)
-
-
-def _like_tangents(both: tuple[Given, Differentiable], plan: Plan, wanted: Wanted) -> RowLosses:
-    return _like_rows(both[0], plan, wanted).movable()
 
 
 def _like_pulled(both: tuple[Given, RowLosses], plan: Plan, wanted: Wanted) -> Differentiable:
@@ -113,14 +108,6 @@ def _pulled_back(both: tuple[Given, RowLosses], plan: Plan, wanted: Wanted) -> D
     return _pulled(lambda pair: chunked.tangents_of_rows(*pair, plan), both, wanted)
 
 
-def _rows_divided(work: Work, given: Given, wanted: Wanted) -> RowLosses:
-    return per_device.rows(work, given)
-
-
-def _tangents_divided(work: Work, both: tuple[Given, Differentiable], wanted: Wanted) -> RowLosses:
-    return per_device.tangents_of_rows(work, both)
-
-
 def _pulled_divided(work: Work, both: tuple[Given, RowLosses], wanted: Wanted) -> Differentiable:
     found = _pulled(lambda pair: per_device.tangents_of_rows(work, pair), both, wanted)
     return work.home(found)
@@ -143,30 +130,14 @@ def _program(
             return None
         return partial(divided, Work(layout, division, plan), wanted=wanted)
 
-    def placed(tree: Tree, plan: Plan, wanted: Wanted) -> Tree:
-        """Gradients lie as their arguments do, rows as their weights."""
-        given = tree if isinstance(tree, Given) else tree[0]
-        of_rows = _spec(given.rows.weights)
-        gradients = jax.tree.map(_spec, Differentiable.of(given).only(wanted))
-        shapes = jax.eval_shape(partial(like, plan=plan, wanted=wanted), tree)
-        if isinstance(shapes, Differentiable):
-            return gradients
-        if isinstance(shapes, RowLosses):
-            return jax.tree.map(lambda _: of_rows, shapes)
-        return jax.tree.map(lambda _: of_rows, shapes[0]), gradients
-
-    return Program(name, whole, like=like, divide=divide, placed=placed)
-
-
-def _spec(x: Array) -> PartitionSpec:
-    return PartitionSpec(*jax.typeof(x).sharding.spec)
+    return Program(name, whole, like=like, divide=divide)
 
 
 _rows = _program(
     "linear_rows",
     lambda given, plan, wanted: chunked.rows(given, plan),
     _like_rows,
-    _rows_divided,
+    lambda work, given, wanted: per_device.rows(work, given),
     gradients=False,
 )
 _rows_and_gradients = _program(
@@ -179,8 +150,8 @@ _rows_and_gradients = _program(
 _tangents = _program(
     "linear_tangents",
     lambda both, plan, wanted: chunked.tangents_of_rows(both[0], both[1], plan),
-    _like_tangents,
-    _tangents_divided,
+    lambda both, plan, wanted: _like_rows(both[0], plan, wanted).movable(),
+    lambda work, both, wanted: per_device.tangents_of_rows(work, both),
     gradients=True,
 )
 _gradients_of_rows = _program(

@@ -67,35 +67,27 @@ class Work:
         """How an array with a row for each token is split."""
         return P(*self.division.tokens, *rest)
 
-    def of_kernel(self, features: Axes, classes: Axes, k: int) -> Tree:
+    def of_kernel(self, classes: Axes, k: int) -> Tree:
         """How the kernel of a head is split."""
+        features = self.division.features
         return P(classes, features) if self.axes(k)[0] else P(features, classes)
 
     def of_given(self, given: Given) -> Given:
-        """How what is given is split."""
-        (_, labels, *_), _ = given
-        by_class = self.of_rows(self.division.shards)
-        row: Tree = self.of_rows()
-        one: Tree = P(self.division.shards)
-        of_labels: Labels | None = ClassLabels(row)
+        """How what is given is split; in place of None it does not matter what it says."""
+        labels, division = given.rows.labels, self.division
+        row, named, by_class = self.of_rows(), self.of_rows(None), self.of_rows(division.shards)
+        of_labels: Labels | None = None if labels is None else ClassLabels(row)
         if isinstance(labels, SoftLabels):
             of_labels = SoftLabels(by_class)
         elif isinstance(labels, SparseLabels):
-            of_labels = SparseLabels(self.of_rows(None), self.of_rows(None))
-        split = Rows(
-            self.of_rows(None),
-            of_labels,
-            row,
-            by_class,
-            row,
-            self.of_rows(None),
-        )
-        kernel, target = (
-            self.of_kernel(self.division.features, self.division.classes, k) for k in (0, -1)
-        )
+            of_labels = SparseLabels(named, named)
+        kernel, target = (self.of_kernel(division.classes, k) for k in (0, -1))
+        one: Tree = P(division.shards)
         whole: Tree = P()
-        numbers = Numbers(whole, whole, whole, whole)
-        return _present(Given(split, Layer(kernel, one, one, one, numbers, target, one)), given)
+        return Given(
+            Rows(named, of_labels, row, by_class, row, named),
+            Layer(kernel, one, one, one, Numbers(whole, whole, whole, whole), target, one),
+        )
 
     def run(self, f: Callable[..., Tree], *trees: Tree, specs: Tree, out_specs: Tree) -> Tree:
         """f on each device."""
@@ -136,21 +128,17 @@ class Work:
     def home(self, found: Differentiable) -> Differentiable:
         """Gradients that lie as their arguments do."""
 
-        def kernel(x: Array, k: int) -> Array:
-            spec = self.of_kernel(self.division.features, self.division.classes, k)
-            return _constrained(x, self.layout, spec)
+        def at(spec_of: Callable[[Array, int], PartitionSpec]) -> Callable[[Array, int], Array]:
+            return lambda x, k: lax.with_sharding_constraint(
+                x, NamedSharding(self.layout.mesh, spec_of(x, k))
+            )
 
-        def hidden(x: Array, _: int) -> Array:
-            return _constrained(x, self.layout, P(*self.division.lies))
-
-        def vector(x: Array, _: int) -> Array:
-            return _constrained(x, self.layout, P(*(self.layout.of(x.shape) or ((),))))
-
-        if self.division.added:
-            found = with_each(found, KERNELS, kernel)
-        if self.division.lies != self.division.tokens:
-            found = with_each(found, HIDDEN, hidden)
-        return with_each(found, VECTORS, vector)
+        division = self.division
+        if division.added:
+            found = with_each(found, KERNELS, at(lambda _, k: self.of_kernel(division.classes, k)))
+        if division.lies != division.tokens:
+            found = with_each(found, HIDDEN, at(lambda *_: P(*division.lies)))
+        return with_each(found, VECTORS, at(lambda x, _: P(*(self.layout.of(x.shape) or ((),)))))
 
 
 def _exchange(x: Array, axes: Axes, split: int, joined: int) -> Array:
@@ -158,19 +146,6 @@ def _exchange(x: Array, axes: Axes, split: int, joined: int) -> Array:
     if not axes:
         return x
     return lax.all_to_all(x, axes, split_axis=split, concat_axis=joined, tiled=True)
-
-
-def _constrained(x: Array, layout: Layout, spec: PartitionSpec) -> Array:
-    return lax.with_sharding_constraint(x, NamedSharding(layout.mesh, spec))
-
-
-def _present(specs: Tree, tree: Tree) -> Tree:
-    """The specs of what is not None."""
-    if tree is None:
-        return None
-    if isinstance(specs, PartitionSpec):
-        return specs
-    return type(tree)(*(_present(s, x) for s, x in zip(specs, tree, strict=True)))
 
 
 def _arrived(work: Work, given: Given) -> Given:
@@ -202,11 +177,8 @@ def rows_and_gradients(
 
     specs = work.of_given(given)
     classes = (*work.division.classes, *work.division.added)
-    out = with_each(
-        Differentiable.of(specs).only(wanted),
-        KERNELS,
-        lambda _, k: work.of_kernel(work.division.features, classes, k),
-    )
+    out = Differentiable.of(specs).only(wanted)
+    out = with_each(out, KERNELS, lambda _, k: work.of_kernel(classes, k))
     losses, found = work.run(here, given, specs=(specs,), out_specs=(work.of_rows(), out))
 
     def summed(gradient: Array, k: int) -> Array:

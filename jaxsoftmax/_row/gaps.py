@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsoftmax._row.row import Row, Temperature, over
+from jaxsoftmax._row.row import Observed, over
 from jaxsoftmax._row.state import entries, entry
 from jaxsoftmax._row.targets import SparseLabels
 from jaxsoftmax._xla import mesh
@@ -34,19 +34,14 @@ def weighted_gap(
     return over_classes(terms, mesh_axis)
 
 
-def named_gaps(
-    logits: PerClass,
-    named: SparseLabels,
-    top: PerRow,
-    pivot: Index,
-    mesh_axis: AxisName,
-) -> PerNamed:
+def named_gaps(seen: Observed, named: SparseLabels) -> PerNamed:
     """a_k (top − x_k) of the classes that each row names, [..., K]; 0 where a_k is."""
+    logits, row, pivot, _, mesh_axis = seen
     values = entries(logits, named.indices, mesh_axis)
     origin = entry(logits, pivot, mesh_axis)
     here = (named.indices == spread(pivot, named.indices)) & (named.indices < logits.shape[-1])
     is_pivot = mesh.total(here.astype(values.dtype), mesh_axis) > 0.0
-    terms = _weighted_gaps(values, named.weights, top, origin, True)
+    terms = _weighted_gaps(values, named.weights, row.top, origin, True)
     return keep(terms, ~is_pivot & (named.weights != 0.0))
 
 
@@ -69,25 +64,18 @@ def _weighted_gaps(x: Array, weights: Array, top: Array, origin: Array, moving: 
     return lax.select(moves, terms, infinite)
 
 
-def entropy(
-    logits: PerClass, row: Row, mesh_axis: AxisName, temperature: Temperature | None
-) -> PerRow:
+def entropy(seen: Observed) -> PerRow:
     """−Σ_j p_j log p_j = excess + Σ_j p_j (top − x_j)/t: two terms of one sign."""
+    logits, row, _, temperature, mesh_axis = seen
     moves = _moves(logits, row.top)
     gap = over(_gap(logits, row.top, moves), temperature)
     terms = keep(jnp.exp(-gap), moves) * gap
     return row.excess + jnp.exp(-row.excess) * over_classes(terms, mesh_axis)
 
 
-def unlikely(
-    logits: PerClass,
-    mass: PerClass,
-    row: Row,
-    pivot: Index,
-    temperature: Temperature | None,
-    mesh_axis: AxisName,
-) -> PerRow:
+def unlikely(seen: Observed, mass: PerClass) -> PerRow:
     """Σ_c y_c (1 − p_c), the pivot being the largest class: there 1 − p is that of the others."""
+    logits, row, pivot, temperature, mesh_axis = seen
     moves = _moves(logits, row.top)
     gap = over(_gap(logits, row.top, moves), temperature)
     p = keep(jnp.exp(-(gap + spread(row.excess, gap))), moves)

@@ -12,7 +12,7 @@ from jaxsoftmax._row import logits as _logits
 from jaxsoftmax._row import row as _row
 from jaxsoftmax._row import targets as _targets
 from jaxsoftmax._row.options import RowOptions, is_on
-from jaxsoftmax._row.row import Row, Temperature
+from jaxsoftmax._row.row import Observed
 from jaxsoftmax._row.targets import (
     ClassLabels,
     Labels,
@@ -23,14 +23,6 @@ from jaxsoftmax._row.targets import (
 from jaxsoftmax._xla import mesh
 from jaxsoftmax._xla.dtypes import ClassWeights, Index, PerClass, PerNamed, PerRow, widen
 from jaxsoftmax._xla.masks import keep, spread
-from jaxsoftmax._xla.mesh import AxisName
-
-
-class RowIndices(NamedTuple):
-    """What is known of each row and has no derivative."""
-
-    predicted: Index | None
-    rank: Index | None
 
 
 class RowLosses(NamedTuple):
@@ -51,20 +43,6 @@ class RowLosses(NamedTuple):
         """What has a derivative."""
         return self._replace(predicted=None, rank=None)
 
-    def indices(self) -> RowIndices:
-        """What has none."""
-        return RowIndices(self.predicted, self.rank)
-
-
-class Observed(NamedTuple):
-    """A finished row, and what it was made of."""
-
-    logits: PerClass  # capped, excluded ones at −inf
-    row: Row
-    pivot: Index
-    temperature: Temperature | None
-    mesh_axis: AxisName
-
 
 def of_logits(
     logits: PerClass, labels: Labels, class_weights: ClassWeights, options: RowOptions
@@ -73,11 +51,10 @@ def of_logits(
     x, temperature = _logits.capped(logits, options), _logits.temperature_of(logits, options)
     targets = _targets.make(x, labels, class_weights, options)
     x = _widened(x, targets, options)
-    row = _row.of_pivot(x, targets.pivot, options.axis_name, temperature)
-    seen = Observed(x, row, targets.pivot, temperature, options.axis_name)
-    losses = jnp.zeros_like(row.loss)
+    seen = _row.of_pivot(x, targets.pivot, options.axis_name, temperature)
+    losses = jnp.zeros_like(seen.row.loss)
     if targets.share is not None:
-        losses = times(targets.share, focal(row.loss, options.focal_gamma))
+        losses = times(targets.share, focal(seen.row.loss, options.focal_gamma))
     if targets.coefficients is not None:
         losses = losses + _soft_loss(seen, targets.coefficients, targets.share is None)
     if targets.named is not None:
@@ -85,7 +62,7 @@ def of_logits(
     if options.poly_epsilon:
         losses = losses + options.poly_epsilon * _unlikely(seen, labels)
     if is_on(options.z_loss):
-        losses = losses + _z_losses(_row.logsumexp(row, temperature), options)
+        losses = losses + _z_losses(_row.logsumexp(seen.row, temperature), options)
     if not options.return_statistics:
         return RowLosses(losses)
     return _with_statistics(losses, seen, labels)
@@ -111,8 +88,7 @@ def of_log_probs(
         losses = losses + jnp.sum(gap, axis=-1)
     if not options.return_statistics:
         return RowLosses(losses)
-    row = _row.of_pivot(x, targets.pivot, mesh_axis)
-    return _with_statistics(losses, Observed(x, row, targets.pivot, None, mesh_axis), labels)
+    return _with_statistics(losses, _row.of_pivot(x, targets.pivot, mesh_axis), labels)
 
 
 def of_binary_logits(
@@ -164,47 +140,42 @@ def _soft_loss(seen: Observed, coefficients: Array, of_largest: bool) -> Array:
     # Mass on a class that does not exist is an infinite gap, which does not move its coefficient.
     fixed = lax.stop_gradient(coefficients)
     mass = mesh.over_classes(lax.select(logits == -jnp.inf, fixed, coefficients), mesh_axis)
-    if not of_largest:
-        gap = gaps.weighted_gap(logits, coefficients, row.top, None, mesh_axis)
-        return mass * row.excess + _row.over(gap, temperature)
     # Relative to the largest class k, excess is −log p_k. Taken as such, with the gaps to x_k, its
     # gradient at k cancels nothing: one-hot labels are as exact as integer labels.
-    excess = keep(row.loss, row.top != -jnp.inf)
-    gap = gaps.weighted_gap(logits, coefficients, row.top, pivot, mesh_axis)
+    excess = keep(row.loss, row.top != -jnp.inf) if of_largest else row.excess
+    origin = pivot if of_largest else None
+    gap = gaps.weighted_gap(logits, coefficients, row.top, origin, mesh_axis)
     return mass * excess + _row.over(gap, temperature)
 
 
 def _named_loss(seen: Observed, named: SparseLabels) -> Array:
     """The same of a few classes."""
-    logits, row, pivot, temperature, mesh_axis = seen
-    gap = gaps.named_gaps(logits, named, row.top, pivot, mesh_axis)
-    excess = keep(row.loss, row.top != -jnp.inf)
+    gap = gaps.named_gaps(seen, named)
+    excess = keep(seen.row.loss, seen.row.top != -jnp.inf)
     # Mass on a class that does not exist is an infinite gap, which does not move its coefficient.
     masses = lax.select(lax.is_finite(gap), named.weights, lax.stop_gradient(named.weights))
     total = jnp.sum(keep(masses, named.weights != 0.0), axis=-1)
-    return total * excess + _row.over(jnp.sum(gap, axis=-1), temperature)
+    return total * excess + _row.over(jnp.sum(gap, axis=-1), seen.temperature)
 
 
 def _named_log_probs(seen: Observed, named: SparseLabels) -> PerNamed:
     """log p of each class that a row names; 0 for padding."""
-    logits, row, pivot, temperature, mesh_axis = seen
     counted = named.weights != 0.0
     ones = SparseLabels(named.indices, keep(lax.full_like(named.weights, 1.0), counted))
-    gap = _row.over(gaps.named_gaps(logits, ones, row.top, pivot, mesh_axis), temperature)
-    return -keep(spread(row.loss, gap) + gap, counted)
+    gap = _row.over(gaps.named_gaps(seen, ones), seen.temperature)
+    return -keep(spread(seen.row.loss, gap) + gap, counted)
 
 
 def _unlikely(seen: Observed, labels: Labels) -> PerRow:
     """1 − Σ_c y_c p_c of the labels y as they are given."""
-    logits, row, pivot, temperature, mesh_axis = seen
     if isinstance(labels, SoftLabels):
-        rest = gaps.unlikely(logits, labels.weights, row, pivot, temperature, mesh_axis)
-        return rest + (1.0 - mesh.over_classes(labels.weights, mesh_axis))
+        rest = gaps.unlikely(seen, labels.weights)
+        return rest + (1.0 - mesh.over_classes(labels.weights, seen.mesh_axis))
     if isinstance(labels, SparseLabels):
         counted = keep(labels.weights, labels.weights != 0.0)
         unlikely = -jnp.expm1(_named_log_probs(seen, labels))
         return jnp.sum(counted * unlikely, axis=-1) + (1.0 - jnp.sum(counted, axis=-1))
-    return row.others
+    return seen.row.others
 
 
 def _z_losses(log_z: Array, options: RowOptions) -> Array:
@@ -225,7 +196,7 @@ def _with_statistics(losses: Array, seen: Observed, labels: Labels) -> RowLosses
         losses,
         log_prob=log_prob,
         logsumexp=_row.logsumexp(row, temperature),
-        entropy=gaps.entropy(logits, row, mesh_axis, temperature),
+        entropy=gaps.entropy(seen),
         predicted_log_prob=_of_predicted(seen, predicted),
         predicted=mesh.to_global(predicted, logits.shape[-1], mesh_axis),
         rank=_rank(seen) if isinstance(labels, ClassLabels) else None,

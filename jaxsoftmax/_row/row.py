@@ -45,19 +45,25 @@ class Row(NamedTuple):
     others: PerRow  # 1 − p_k with nothing rounded away; 0 in a saturated row
 
 
+class Observed(NamedTuple):
+    """A finished row, and what it was made of."""
+
+    logits: PerClass  # capped, excluded ones at −inf
+    row: Row
+    pivot: Index
+    temperature: Temperature | None
+    mesh_axis: AxisName
+
+
 def of_pivot(
     logits: PerClass, pivot: Index, mesh_axis: AxisName, temperature: Temperature | None = None
-) -> Row:
+) -> Observed:
     """The row relative to a class of its own."""
-    state = observe(logits, pivot, mesh_axis, scale_of(temperature, logits))
-    return finish(state, temperature)
-
-
-def scale_of(temperature: Temperature | None, logits: PerClass) -> PerRow | None:
-    """1/t for each row."""
-    if temperature is None:
-        return None
-    return ones_of_rows(logits, temperature.value.dtype) / temperature.value
+    scale = None
+    if temperature is not None:
+        scale = ones_of_rows(logits, temperature.value.dtype) / temperature.value
+    row = finish(observe(logits, pivot, mesh_axis, scale), temperature)
+    return Observed(logits, row, pivot, temperature, mesh_axis)
 
 
 @jax.custom_jvp

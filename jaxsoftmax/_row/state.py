@@ -11,7 +11,7 @@ and S carries the derivative. (Reading it through max would split the derivative
 the Hessian.)
 
 Each operation is one equation of a program; `_xla.forms` chooses its form. Over a mesh every device
-has the state of its classes, and `merge` makes one of them, the same on all devices.
+has the state of its classes, and `observe` makes one of them, the same on all devices.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxsoftmax._xla import mesh
-from jaxsoftmax._xla.dtypes import Index, PerClass, PerRow, Size, accumulator, finite, widen
+from jaxsoftmax._xla.dtypes import Index, PerClass, PerRow, accumulator, finite, widen
 from jaxsoftmax._xla.forms import Arrays, Operation, Tangents, Zero, is_zero, zero
 from jaxsoftmax._xla.masks import is_class, keep, nan_where, spread, take_along
 from jaxsoftmax._xla.mesh import AxisName
@@ -128,21 +128,9 @@ def observe(
     """The state of each row over all shards; a pivot that is no class makes it NaN."""
     here = RowState(*row_state(logits, pivot, *(() if scale is None else (scale,))))
     if mesh_axis is None:
-        here = here._replace(pivot_logit=mesh.nan_if_nowhere(here.pivot_logit, pivot))
-    return merge(here, pivot, logits.shape[-1], mesh_axis, scale)
-
-
-def merge(
-    here: RowState,
-    pivot: Index,
-    classes: Size,
-    mesh_axis: AxisName,
-    scale: PerRow | None = None,
-) -> RowState:
-    """The state of a row of which each shard has observed so many classes."""
-    if mesh_axis is None:
-        return here
-    pivot_logit = mesh.from_owner(here.pivot_logit, pivot, classes, mesh_axis)
+        return here._replace(pivot_logit=mesh.nan_if_nowhere(here.pivot_logit, pivot))
+    # The shards' states are merged: each sum is brought to the largest maximum, and added.
+    pivot_logit = mesh.from_owner(here.pivot_logit, pivot, logits.shape[-1], mesh_axis)
     maximum = mesh.maximum(here.maximum, mesh_axis)
     below = keep(finite(here.maximum) - finite(maximum), here.maximum != -jnp.inf)
     rebased = here.others * jnp.exp(below if scale is None else below * scale)

@@ -8,7 +8,8 @@ so that the gradient of a block's logits is Σ T̄ ∂t/∂x with all totals con
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -17,7 +18,7 @@ from jax import Array
 from jaxtyping import Int
 
 from jaxsoftmax._xla import mesh
-from jaxsoftmax._xla.dtypes import Index, PerClass, PerRow, Size
+from jaxsoftmax._xla.dtypes import Index, PerClass, PerRow
 from jaxsoftmax._xla.mesh import AxisName, Blocks
 from jaxsoftmax._xla.shardings import zeros_as
 
@@ -36,32 +37,48 @@ class Record(NamedTuple):
 
 def recorded(
     rows_of: Callable[[Inputs, Blocks], tuple[Rows, Others]], inputs: Inputs, axis_name: AxisName
-) -> tuple[Rows, Others, Callable[[Rows], tuple[Inputs, Record]]]:
-    """As `jax.vjp` of the first result of rows_of(inputs, blocks); the other has no derivative.
+) -> tuple[Others, Callable[[Rows], tuple[Inputs, Record]]]:
+    """The other result of rows_of(inputs, blocks), and as `jax.vjp` what pulls back the first.
 
-    What pulls back gives the record, too.
+    This gives the record, too.
     """
 
-    def totals_of(inputs: Inputs) -> list[Array]:
-        whole = _Whole(axis_name)
-        rows_of(inputs, whole)
-        return whole.totals
-
-    def shifted(inputs: Inputs, shifts: list[Array]) -> tuple[Rows, tuple[Others, Record]]:
-        whole = _Whole(axis_name, shifts)
-        found, others = rows_of(inputs, whole)
-        return found, (others, Record(whole.totals, whole.fixed, []))
+    def shifted(inputs: Inputs, shifts: list[Array] | None) -> tuple[Rows, tuple[Others, Record]]:
+        record = Record([], [], [])
+        found, others = rows_of(inputs, _recording(record, shifts, axis_name))
+        return found, (others, record)
 
     # The cotangent of a 0 that is added to a total is the total's.
-    zeros = [zeros_as(total) for total in jax.eval_shape(totals_of, inputs)]
-    found, pull, (others, record) = jax.vjp(shifted, inputs, zeros, has_aux=True)
+    _, (_, types) = jax.eval_shape(shifted, inputs, None)
+    zeros = [zeros_as(total) for total in types.totals]
+    _, pull, (others, record) = jax.vjp(shifted, inputs, zeros, has_aux=True)
 
     def pull_back(cotangents: Rows) -> tuple[Inputs, Record]:
         of_inputs, of_totals = pull(cotangents)
         of_totals = [mesh.over_copies(cotangent, axis_name) for cotangent in of_totals]
         return of_inputs, record._replace(cotangents=of_totals)
 
-    return found, others, pull_back
+    return others, pull_back
+
+
+def _recording(record: Record, shifts: list[Array] | None, axis_name: AxisName) -> Blocks:
+    """All classes at once, over which totals are recorded."""
+    shift = None if shifts is None else iter(shifts)
+
+    def total(x: PerRow) -> PerRow:
+        x = mesh.total(x, axis_name)
+        record.totals.append(x if shift is None else x + next(shift))
+        return record.totals[-1]
+
+    def maximum(x: PerRow) -> PerRow:
+        record.fixed.append(mesh.maximum(x, axis_name))
+        return record.fixed[-1]
+
+    def first_owner(label: Index, largest: PerRow) -> Index:
+        record.fixed.append(mesh.first_owner(label, largest, axis_name))
+        return record.fixed[-1]
+
+    return Blocks(total, maximum, first_owner, partial(mesh.to_global, axis_name=axis_name))
 
 
 def replayed(
@@ -73,60 +90,25 @@ def replayed(
     """The gradient of a block of logits, the first of which is that class."""
 
     def terms_of(logits: PerClass) -> list[Array]:
-        block = _Block(record, first, logits.shape[-1])
+        """What these classes add to each total."""
+        totals, fixed = iter(record.totals), iter(record.fixed)
+        terms: list[Array] = []
+
+        def total(x: PerRow) -> PerRow:
+            terms.append(x)
+            return next(totals)
+
+        block = Blocks(
+            total,
+            maximum=lambda _: next(fixed),
+            first_owner=lambda *_: mesh.to_part(next(fixed), first, logits.shape[-1]),
+            to_global=lambda label, _: label,  # of no gradient
+        )
         rows_of(logits, block)
-        return block.terms
+        return terms
 
     terms, pull = jax.vjp(terms_of, logits)
     (gradient,) = pull(
         [ct + jnp.zeros_like(x) for ct, x in zip(record.cotangents, terms, strict=True)]
     )
     return gradient
-
-
-class _Whole(Blocks):
-    """All classes at once, over which totals are recorded."""
-
-    def __init__(self, axis_name: AxisName, shifts: Sequence[Array] | None = None) -> None:
-        self._axis_name = axis_name
-        self._shifts = None if shifts is None else iter(shifts)
-        self.totals: list[Array] = []
-        self.fixed: list[Array] = []
-
-    def total(self, x: PerRow) -> PerRow:
-        x = mesh.total(x, self._axis_name)
-        self.totals.append(x if self._shifts is None else x + next(self._shifts))
-        return self.totals[-1]
-
-    def maximum(self, x: PerRow) -> PerRow:
-        self.fixed.append(mesh.maximum(x, self._axis_name))
-        return self.fixed[-1]
-
-    def first_owner(self, label: Index, largest: PerRow) -> Index:
-        self.fixed.append(mesh.first_owner(label, largest, self._axis_name))
-        return self.fixed[-1]
-
-    def to_global(self, label: Index, classes: Size) -> Index:
-        return mesh.to_global(label, classes, self._axis_name)
-
-
-class _Block(Blocks):
-    """So many classes from the first; `terms` is what they add to each total."""
-
-    def __init__(self, record: Record, first: Int[Array, ""], classes: Size) -> None:
-        self._totals, self._fixed = iter(record.totals), iter(record.fixed)
-        self._first, self._classes = first, classes
-        self.terms: list[Array] = []
-
-    def total(self, x: PerRow) -> PerRow:
-        self.terms.append(x)
-        return next(self._totals)
-
-    def maximum(self, x: PerRow) -> PerRow:
-        return next(self._fixed)
-
-    def first_owner(self, label: Index, largest: PerRow) -> Index:
-        return mesh.to_part(next(self._fixed), self._first, self._classes)
-
-    def to_global(self, label: Index, classes: Size) -> Index:
-        return label  # of no gradient

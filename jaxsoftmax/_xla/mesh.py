@@ -7,8 +7,9 @@ numbers beyond it: ELSEWHERE where another shard holds it, NOWHERE where it is n
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 import jax
 import jax.numpy as jnp
@@ -23,27 +24,18 @@ from jaxsoftmax._xla.shardings import varying
 AxisName = Hashable | None  # the name of a mesh axis, or several; None; or `Blocks`
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Blocks:
     """In place of a name: the classes are split in blocks that one device takes in turn.
 
-    What a block learns from the others is then no collective, see `_xla.blocks`.
+    What a block learns from the others is then no collective, see `_xla.blocks`. The fields are
+    what the functions of their names do.
     """
 
-    def total(self, x: PerRow) -> PerRow:
-        """As `total`."""
-        raise NotImplementedError
-
-    def maximum(self, x: PerRow) -> PerRow:
-        """As `maximum`."""
-        raise NotImplementedError
-
-    def first_owner(self, label: Index, largest: PerRow) -> Index:
-        """As `first_owner`."""
-        raise NotImplementedError
-
-    def to_global(self, label: Index, classes: Size) -> Index:
-        """As `to_global`."""
-        raise NotImplementedError
+    total: Callable[[PerRow], PerRow]
+    maximum: Callable[[PerRow], PerRow]
+    first_owner: Callable[[Index, PerRow], Index]
+    to_global: Callable[[Index, Size], Index]
 
 
 def shards(axis_name: AxisName) -> int:
@@ -161,10 +153,7 @@ ELSEWHERE, NOWHERE = np.int32(2**31 - 2), np.int32(2**31 - 1)
 def to_local(label: Index, valid: Bool[Array, "..."], classes: Size, axis_name: AxisName) -> Index:
     """A global class index as an index into this shard of so many classes."""
     nowhere = lax.full_like(label, NOWHERE, jnp.int32)
-    if axis_name is None:
-        return lax.select(valid, label.astype(jnp.int32), nowhere)
-    label = lax.select(valid, label, lax.full_like(label, 0)).astype(jnp.int32)
-    return lax.select(valid, to_shard(label, classes, axis_name), nowhere)
+    return to_shard(lax.select(valid, label.astype(jnp.int32), nowhere), classes, axis_name)
 
 
 def to_shard(label: Index, classes: Size, axis_name: AxisName) -> Index:

@@ -18,6 +18,7 @@ import jax
 from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import PartitionSpec
 
 from jaxsoftmax._xla import layouts
 from jaxsoftmax._xla.forms import (
@@ -29,7 +30,7 @@ from jaxsoftmax._xla.forms import (
     lower_form,
 )
 from jaxsoftmax._xla.layouts import Spec
-from jaxsoftmax._xla.shardings import automatic, explicit_mesh, manual_axes
+from jaxsoftmax._xla.shardings import automatic, explicit_mesh
 
 Tree = Any
 Function = Callable[..., Tree]
@@ -58,10 +59,10 @@ class _Call:
 class Program:
     """whole(tree, **options), a function of a tree of arrays.
 
-    `like` is any function whose results have the same types, as cheap to trace as can be.
+    `like` is any function whose results have the same types, as cheap to trace as can be; where
+    axes are explicit, they say how the results lie.
     `divide(layout, types, specs, **options)` gives the same function for the devices of a mesh, or
     None where there is none; `specs` says of each array how its type says that it lies, or None.
-    `placed(tree, **options)` says how the results lie where axes are explicit.
     """
 
     def __init__(
@@ -71,9 +72,8 @@ class Program:
         *,
         like: Function,
         divide: Callable[..., Function | None],
-        placed: Function,
     ) -> None:
-        self._whole, self._like, self._divide, self._placed = whole, like, divide, placed
+        self._whole, self._like, self._divide = whole, like, divide
         self._primitive = Primitive(name)
         self._primitive.multiple_results = True
         self._primitive.def_impl(lambda *leaves, call: call.of(whole)(*leaves))
@@ -93,7 +93,8 @@ class Program:
         if mesh is None:
             return self._bind(tree, None, options)
         specs = tuple(layouts.of_type(jax.typeof(x).sharding.spec) for x in leaves)
-        placed = self._placed(tree, **options)
+        types = jax.jit(partial(self._like, **options)).trace(tree).out_avals
+        placed = jax.tree.map(lambda x: PartitionSpec(*x.sharding.spec), types)
         bind = partial(self._bind, specs=specs, options=options)
         return automatic(bind, mesh, placed)(tree)
 
@@ -118,7 +119,7 @@ class Program:
     def _bind(
         self, tree: Tree, specs: tuple[Spec | None, ...] | None, options: dict[str, object]
     ) -> Tree:
-        if manual_axes():
+        if jax.sharding.get_abstract_mesh().manual_axes:  # inside of `jax.shard_map`
             return self._whole(tree, **options)
         leaves, treedef = jax.tree.flatten(tree)
         shapes = jax.eval_shape(partial(self._like, **options), tree)

@@ -86,11 +86,6 @@ def by_rows(f: Function, class_axes: Callable[..., tuple[int, ...]]) -> Function
     return cast(Function, call)
 
 
-def manual_axes() -> bool:
-    """Whether this is inside of `jax.shard_map`."""
-    return bool(jax.sharding.get_abstract_mesh().manual_axes)
-
-
 def vary_alike(tree: Tree, like: object) -> Tree:
     """The tree, each array varying over every mesh axis over which one in `like` varies.
 
