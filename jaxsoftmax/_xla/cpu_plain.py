@@ -52,7 +52,7 @@ def treated_terms(logits: Array, moves: bool) -> tuple[Array, Array]:
 def exponentials(logits: Array) -> tuple[Array, Array, Array]:
     """As `portable.row_exponentials`: the sum is that of the terms."""
     maximum = widen(jnp.max(logits, axis=-1))
-    terms = portable.exponentials(widen(logits), finite(maximum))
+    terms = portable.exponentials(logits, finite(maximum))
     return maximum, terms, jnp.sum(terms, axis=-1)
 
 

@@ -31,6 +31,8 @@ _LONGEST_ROW = 32768
 
 def row_state(logits: Array, label: Array, *scale: Array) -> tuple[Array, Array, Array]:
     """As `portable.row_state`."""
+    if is_small(logits):
+        return row_state_and_terms(logits, label, *scale)[:3]
     label_logit, maximum = entry(logits, label), _maximum_of_others(logits, label)
     own = keep(label_logit, label < logits.shape[-1], -jnp.inf)
     return label_logit, maximum, _others(logits, own, maximum, *scale)

@@ -57,7 +57,7 @@ def row_exponentials(logits: Array) -> tuple[Array, Array, Array]:
     """m, exp(x_j − m) and Σ_j exp(x_j − m) over all classes, m their maximum."""
     maximum = widen(jnp.max(logits, axis=-1))
     total = sum_of_exponentials(logits, finite(maximum))
-    return maximum, exponentials(widen(logits), finite(maximum)), total
+    return maximum, exponentials(logits, finite(maximum)), total
 
 
 def largest_and_odds(logits: Array) -> tuple[Array, Array]:
@@ -67,7 +67,7 @@ def largest_and_odds(logits: Array) -> tuple[Array, Array]:
     """
     top = jnp.max(logits, axis=-1)
     leads, top = logits == spread(top, logits), widen(top)
-    below = keep(exponentials(widen(logits), finite(top)), ~leads)
+    below = keep(exponentials(logits, finite(top)), ~leads)
     return top, (jnp.sum(leads.astype(top.dtype), axis=-1) - 1.0) + jnp.sum(below, axis=-1)
 
 
@@ -174,9 +174,9 @@ def sum_of_exponentials(logits: Array, maximum: Array, *scale: Array) -> Array:
 
 
 def exponentials(logits: Array, maximum: Array, *scale: Array) -> Array:
-    """min(exp(x_j − m), 1) of logits in the accumulator's dtype."""
+    """min(exp(x_j − m), 1)."""
     # −0.0: a broadcast 0.0 that the gradient's pass needs too is written to memory by XLA:CPU.
-    return jnp.exp(at_most(scaled(logits - maximum[..., None], *scale), -0.0))
+    return jnp.exp(at_most(scaled(widen(logits) - maximum[..., None], *scale), -0.0))
 
 
 def shared_terms(logits: Array, label: Array, maximum: Array, *scale: Array) -> Array:
