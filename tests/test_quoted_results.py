@@ -129,6 +129,7 @@ def test_first_calls_are_as_quoted():
     }
     quoted = {
         "softmax": ("jax.nn", "softmax {:.1f} x `jax.nn`"),
+        "log_softmax": ("jax.nn", "gradient of log-softmax {:.1f} x"),
         "cross_entropy": ("optax", "cross entropy {:.1f} x optax"),
         "linear_cross_entropy": ("optax", "linear loss {:.1f} x"),
     }
