@@ -272,6 +272,35 @@ def test_gradients_of_log_softmax_of_many_rows(n, classes):
         assert (np.abs(np.delete(found, 1, 0) - expected) <= 4e-6 * size + 1e-30).all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_one_confident_row_spoils_no_other(dtype, x64):
+    """In rows of many likely classes neither sums nor one large number cancel at the largest."""
+    logits = np.array(rows(130, 1500, 1.0), dtype)
+    logits[7, 3] += 40.0
+    g = np.full_like(logits, 1.0 / 1500)
+    a, which = logits.argmax(-1), np.arange(130)
+    p = oracles.softmax(logits)
+    expected = (g - p * g.sum(-1, keepdims=True))[which, a]
+    found = jax.jit(cpu.log_softmax_gradient)(logits, g)[which, a]
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-9)
+    v = np.array(rows(130, 1500, 1.0)[::-1], dtype)
+    v[which, a] = 1e6
+    expected = v - (p * v).sum(-1, keepdims=True)
+    found = np.array(jax.jit(cpu.log_softmax_tangent)(logits, v))
+    others = np.delete(which, 7)
+    np.testing.assert_allclose(found[others], expected[others], rtol=2e-5)
+
+
+@pytest.mark.parametrize("count", [8, MANY])
+def test_a_nan_beside_infinity_is_in_every_derivative(count):
+    x = rows(count).at[0, 0].set(jnp.inf).at[0, -1].set(jnp.nan)
+    for module in (portable, cpu, one_pass):
+        for of in (module.log_softmax_tangent, module.log_softmax_gradient):
+            found = jax.jit(of)(x, jnp.ones_like(x))
+            assert np.isnan(found[0]).all()
+            assert np.isfinite(found[1:]).all()
+
+
 @pytest.mark.parametrize("absent", [False, True], ids=["all classes", "some absent"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_sums_of_others(absent, dtype, x64):

@@ -167,6 +167,44 @@ def test_small_losses_across_shards(margin):
         np.testing.assert_allclose(gradient, oracles.cross_entropy_gradient(x, y), rtol=1e-6)
 
 
+def log_softmax_over_the_mesh(x):
+    log_probs = partial(js.log_softmax, axis_name="model")
+    return jax.shard_map(
+        log_probs, mesh=mesh_of(8), in_specs=P(None, "model"), out_specs=P(None, "model")
+    )(x)
+
+
+@pytest.mark.parametrize("margin", [20.0, 40.0, 60.0])
+def test_derivatives_of_log_softmax_at_a_confident_class_across_shards(margin):
+    """In either mode, and of second order: 1 − p_a is never formed by a subtraction."""
+    x = jnp.zeros((1, 16)).at[0, 3].set(margin)
+    p = np.exp(-np.float64(margin)) / (1.0 + 15 * np.exp(-np.float64(margin)))  # of each other
+    at_largest = jnp.zeros((1, 16)).at[0, 3].set(1.0)
+    jacobian = np.eye(16)[3] - np.full(16, p)
+    jacobian[3] = 15 * p
+    (gradient,) = jax.jit(lambda x: jax.vjp(log_softmax_over_the_mesh, x)[1](at_largest))(x)
+    np.testing.assert_allclose(gradient[0], jacobian, rtol=1e-6)
+    _, tangent = jax.jvp(log_softmax_over_the_mesh, (x,), (at_largest,))
+    np.testing.assert_allclose(tangent[0, 3], 15 * p, rtol=1e-6)
+    np.testing.assert_allclose(tangent[0, 4], -1.0, rtol=1e-6)
+    log_prob = jax.grad(lambda x: log_softmax_over_the_mesh(x)[0, 3])
+    second = jax.jit(jax.grad(lambda x: log_prob(x)[0, 3]))(x)
+    np.testing.assert_allclose(second[0, 3], -15 * p * (1 - 15 * p), rtol=1e-6)
+
+
+def test_log_softmax_of_a_lone_lowest_number_and_of_a_nan_across_shards():
+    """Shards without a class add nothing, however low the largest logit is; a NaN stays one."""
+    lowest = np.finfo(np.float32).min
+    x = jnp.full((2, 16), -jnp.inf).at[0, 0].set(lowest)
+    x = x.at[1].set(0.0).at[1, 0].set(jnp.inf).at[1, 9].set(jnp.nan)
+    found = log_softmax_over_the_mesh(x)
+    np.testing.assert_array_equal(found[0], [0.0, *[-np.inf] * 15])
+    assert np.isnan(found[1]).all()
+    (gradient,) = jax.vjp(log_softmax_over_the_mesh, x)[1](jnp.ones_like(x))
+    np.testing.assert_array_equal(gradient[0], 0.0)
+    assert np.isnan(gradient[1]).all()
+
+
 @pytest.mark.parametrize("label", [8, 9, -1, 2**31 - 1])
 def test_a_label_beyond_all_shards_is_nan_for_its_example_alone(label):
     x = np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32)

@@ -27,9 +27,9 @@ from jaxsoftmax.tuning import Chunk
 def loss(heads: tuple[Head, ...], arrays: Arrays, *, options: LinearOptions, chunk: Chunk) -> Loss:
     """`cross_entropy` of the logits of a head, or `kl_divergence` of those of two."""
     head, *target = heads
-    dtype = accumulator(*(x.dtype for head in heads for x in head[:2]))
+    dtype = accumulator(*(x.dtype for one in heads for x in one[:2]))
     ones = ones_of_rows(head.hidden, dtype)
-    inputs = tuple(head.hidden for head in heads)
+    inputs = tuple(one.hidden for one in heads)
     inputs = vary_alike(inputs, (arrays.labels, arrays.example_weights))
     plan, where = Plan(options, chunk), arrays.where
     classes = head.kernel.shape[plan.class_axis]
@@ -38,7 +38,7 @@ def loss(heads: tuple[Head, ...], arrays: Arrays, *, options: LinearOptions, chu
     by_row, by_class = (None, where) if where is None or where.ndim == 1 else (where, None)
     weights = ones if examples.weights is None else examples.weights
     hidden, *target_hidden = examples.inputs
-    of_target = (x for head in target for x in head[1:])
+    of_target = (x for one in target for x in one[1:])
     given = Given(
         Rows(hidden, examples.labels, examples.ignored, by_row, weights, *target_hidden),
         Layer(*head[1:], arrays.class_weights, by_class, arrays.numbers, *of_target),

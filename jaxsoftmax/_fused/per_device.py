@@ -73,7 +73,7 @@ class Work:
         return P(classes, features) if self.axes(k)[0] else P(features, classes)
 
     def of_given(self, given: Given) -> Given:
-        """How what is given is split; in place of None it does not matter what it says."""
+        """How what is given is split; that of an argument that is None is ignored."""
         labels, division = given.rows.labels, self.division
         row, named, by_class = self.of_rows(), self.of_rows(None), self.of_rows(division.shards)
         of_labels: Labels | None = None if labels is None else ClassLabels(row)

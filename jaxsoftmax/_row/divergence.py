@@ -74,13 +74,15 @@ class _Pair(NamedTuple):
     only_p: Bool[Array, "... C"]
     only_q: Bool[Array, "... C"]
 
+    def exchanged(self) -> _Pair:
+        """The target in place of the logits: at β = 0 its divergence is this one's at 1."""
+        return _Pair(self.q, self.p, -self.log_ratio, self.only_q, self.only_p)
+
 
 def of_logits(logits: PerClass, target: PerClass, beta: float, options: RowOptions) -> RowLosses:
     """Every option but the weights of the examples and the reduction."""
     x, y = (_logits.capped(z, options) for z in (logits, target))
     temperature = _logits.temperature_of(x, options)
-    if beta == 1.0:  # KL(q‖p): the target in place of the logits
-        x, y, beta = y, x, 0.0
     return RowLosses(of_rows(x, y, beta, temperature, options.axis_name))
 
 
@@ -92,10 +94,11 @@ def of_rows(
     temperature: Temperature | None,
     mesh_axis: AxisName,
 ) -> PerRow:
-    """KL(p‖q) for beta 0, and for one in (0, 1) β KL(p‖m) + (1−β) KL(q‖m)."""
+    """KL(p‖q) for beta 0, KL(q‖p) for 1, between them β KL(p‖m) + (1−β) KL(q‖m)."""
     rows = _rows(logits, target, temperature, mesh_axis)
-    p, q, d, only_p, only_q = _pair(logits, target, rows, temperature)
-    if beta == 0.0:
+    pair = _pair(logits, target, rows, temperature)
+    p, q, d, only_p, only_q = pair.exchanged() if beta == 1.0 else pair
+    if beta in (0.0, 1.0):
         return _counted(keep(_term(p, q, d), ~only_p, jnp.inf), p, mesh_axis)
     m = beta * p + (1.0 - beta) * q
     to_p = _log_mixed(d, 1.0 - beta, only_p)  # log m − log p
@@ -109,6 +112,7 @@ def _of_rows_jvp(
     """Σ_c g_c ẋ_c + Σ_c g'_c ẏ_c, with the gradients g of the logits and g' of the target.
 
         β = 0:  g = q − p,                               g' = −p (d − Σ p d)
+        β = 1:  g = q (d − Σ q d),                       g' = p − q
         else:   g = −(1−β) q (log m/q − Σ q log m/q),    g' = −β p (log m/p − Σ p log m/p)
 
     all over t, and −Σ_c (g_c x_c + g'_c y_c) ṫ/t²: the gradients sum to 0, so that x and y may be
@@ -144,6 +148,9 @@ of_rows.defjvp(_of_rows_jvp, symbolic_zeros=True)
 
 def _gradients(pair: _Pair, beta: float, mesh_axis: AxisName) -> tuple[PerClass, PerClass]:
     """Those of the logits and of the target, over t; 0 for what does not exist."""
+    if beta == 1.0:
+        of_y, of_x = _gradients(pair.exchanged(), 0.0, mesh_axis)
+        return of_x, of_y
     p, q, d, only_p, only_q = pair
 
     def about_mean(p: PerClass, d: PerClass) -> PerClass:

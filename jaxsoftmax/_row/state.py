@@ -149,7 +149,7 @@ def largest_and_odds(logits: PerClass, mesh_axis: AxisName) -> tuple[PerRow, Per
         return here, odds
     top = mesh.maximum(here, mesh_axis)
     leads = here == top
-    rebased = (1.0 + odds) * jnp.exp(finite(here) - finite(top))
+    rebased = keep((1.0 + odds) * jnp.exp(finite(here) - finite(top)), here != -jnp.inf)
     ties = mesh.total(leads.astype(odds.dtype), mesh_axis) - 1.0
     return top, ties + mesh.total(lax.select(leads, odds, rebased), mesh_axis)
 

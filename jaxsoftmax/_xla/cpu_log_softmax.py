@@ -2,8 +2,8 @@
 
 In float32 it runs the textbook's gradient in one loop, or two (see `cpu_plain`). That rounds away
 the gradient of a confidently predicted class, and takes classes at −inf for others. So all rows are
-computed plainly, and these, if there are any, are marked and computed once more: the whole row
-where logits are infinite, one class where it is confident.
+computed plainly. Rows with infinite logits are computed once more, and if any row is confident, so
+is the largest class of every row.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from jaxsoftmax._xla.cpu_rows import (
     largest_class_and_odds,
 )
 from jaxsoftmax._xla.dtypes import Index, PerRow
-from jaxsoftmax._xla.masks import is_class, keep, spread
+from jaxsoftmax._xla.masks import is_class, keep, nan_where, spread
 
 _CONFIDENT = 0.75  # of a larger p_a, 1 − p_a by subtraction is more than four roundings off
 
@@ -46,9 +46,10 @@ def log_softmax_tangent(logits: Array, v: Array) -> Array:
     if is_small(logits):
         return portable.log_softmax_tangent(logits, v, of=exponentials)
     row = _row(logits)
-    w = v - spread(entry(v, row.label), v)
+    of_label, sure = entry(v, row.label), row.p > log_probs.SURE
+    w = v - spread(keep(of_label, sure), v)
     terms = portable.row_terms(logits, row.label, row.top)
-    mean = row.p * jnp.sum(terms * w, axis=-1)
+    mean = row.p * (jnp.sum(terms * w, axis=-1) + keep(of_label, ~sure))
     return keep(w - spread(mean, w), log_probs.movable(logits, row.top))
 
 
@@ -75,6 +76,7 @@ class _Row(NamedTuple):
 
 def _row(logits: Array) -> _Row:
     label, top, odds = largest_class_and_odds(logits)
+    top = nan_where(jnp.isnan(odds), top)  # a row with +inf and a NaN is not saturated
     p = keep(1.0 / (1.0 + odds), jnp.abs(top) != jnp.inf)
     return _Row(label, top, p, keep(odds * p, p != 0.0))
 
@@ -83,14 +85,15 @@ class _Sums(NamedTuple):
     """Of the classes of a row that exist; 0 in one that does not move."""
 
     of_all: PerRow  # Σ_j g_j
-    here: PerRow  # the gradient at a: (1 − p_a) Σ_j g_j − Σ_{j≠a} g_j
+    here: PerRow  # the gradient at a
 
 
 def _sums(row: _Row, logits: Array, g: Array) -> _Sums:
-    of_others = sum_of_others(g, logits, row.label)
-    of_all = entry(g, row.label) + of_others
-    moves = jnp.abs(row.top) != jnp.inf
-    return _Sums(keep(of_all, moves), keep(row.p_others * of_all - of_others, moves))
+    of_label, of_others = entry(g, row.label), sum_of_others(g, logits, row.label)
+    of_all = of_label + of_others
+    sure, moves = row.p > log_probs.SURE, jnp.abs(row.top) != jnp.inf
+    here = lax.select(sure, row.p_others * of_all - of_others, of_label - row.p * of_all)
+    return _Sums(keep(of_all, moves), keep(here, moves))
 
 
 def _gradient(row: _Row, sums: _Sums, logits: Array, g: Array) -> Array:

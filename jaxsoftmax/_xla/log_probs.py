@@ -1,8 +1,8 @@
 """Log-probabilities and their derivatives.
 
 Of a largest class a, the odds of the others against it are Σ_{j≠a} exp(x_j − x_a), so that neither
-its log-probability, −log(1 + odds), nor 1 − p_a is formed by a subtraction. Where p_a is at most
-1/2, subtracting it from 1 loses nothing: to a derivative one class is *sure*, or none.
+its log-probability, −log(1 + odds), nor 1 − p_a is formed by a subtraction. Only of a large p_a
+would that lose digits: to a derivative one class is *sure*, with p_a > 0.6, or none.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from jaxsoftmax._xla.dtypes import PerClass, PerRow, finite, largest, two_differ
 from jaxsoftmax._xla.masks import keep, spread
 
 Total = Callable[[PerClass], PerRow]
+
+# More than 1/2 by more than any rounding: of two classes that tie none is sure. Where p_a is less,
+# 1 − p_a loses little more than a bit.
+SURE = 0.6
 
 
 def odds_of_others(top: Array, maximum: Array, others: Array) -> Array:
@@ -62,16 +66,18 @@ def tangent(
     p: PerClass, moves: Bool[Array, "... C"], v: PerClass, total: Total = over_last
 ) -> PerClass:
     """v_c − ⟨p, v⟩, as (v_c − v_a) + (1 − p_a) v_a − Σ_{j≠a} p_j v_j of a sure class a."""
-    sure, v = p > 0.5, keep(v, moves)
+    sure, v = p > SURE, keep(v, moves)
     # Sums of which none waits for another: one pass on an accelerator.
     of_sure, p_others = total(keep(v, sure)), total(keep(p, ~sure))
-    here = p_others * of_sure - total(keep(p * v, ~sure))
-    return keep(v - spread(of_sure, v) + spread(here, v), moves)
+    here = spread(p_others * of_sure - total(keep(p * v, ~sure)), v)
+    # Apart at the sure class, of which the transpose would form g_a − Σ_j g_j.
+    elsewhere = v - spread(of_sure, v) + here
+    return keep(lax.select(sure, here, elsewhere), moves)
 
 
 def gradient(p: PerClass, moves: Bool[Array, "... C"], g: PerClass) -> PerClass:
     """g_c − p_c Σ_j g_j, at a sure class a as (1 − p_a) Σ_j g_j − Σ_{j≠a} g_j."""
-    sure, g = p > 0.5, keep(g, moves)
+    sure, g = p > SURE, keep(g, moves)
     of_all, of_others, p_others = over_last(g), over_last(keep(g, ~sure)), over_last(keep(p, ~sure))
     here = p_others * of_all - of_others
     return lax.select(sure, spread(here, g), g - p * spread(of_all, g))

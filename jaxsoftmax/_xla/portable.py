@@ -13,7 +13,7 @@ from jax import Array, lax
 
 from jaxsoftmax._xla import log_probs
 from jaxsoftmax._xla.dtypes import Size, finite, widen
-from jaxsoftmax._xla.masks import at_least, at_most, is_class, keep, spread
+from jaxsoftmax._xla.masks import at_least, at_most, is_class, keep, nan_where, spread
 from jaxsoftmax._xla.products import over_matrices, product
 
 State = Callable[..., tuple[Array, Array, Array]]  # as `row_state`
@@ -63,7 +63,8 @@ def row_exponentials(logits: Array) -> tuple[Array, Array, Array]:
 def largest_and_odds(logits: Array) -> tuple[Array, Array]:
     """The largest logit x_a, and the odds Σ_{j≠a} exp(x_j − x_a) of the others against it.
 
-    Those that equal it count 1 each, so that it need not be known which of them a is.
+    Those that equal it count 1 each, so that it need not be known which of them a is. A term that
+    underflows is 0.
     """
     top = jnp.max(logits, axis=-1)
     leads, top = logits == spread(top, logits), widen(top)
@@ -104,7 +105,7 @@ def log_softmax(logits: Array, of: Odds = largest_and_odds) -> Array:
 
 
 def log_softmax_tangent(logits: Array, v: Array, of: Exponentials = row_exponentials) -> Array:
-    """v_c − ⟨p, v⟩, exact at a sure class; 0 where no class exists or one is at +inf."""
+    """v_c − ⟨p, v⟩, exact where p_c is near 1; 0 where no class exists or one is at +inf."""
     return log_probs.tangent(*moving_probabilities(logits, of), v)
 
 
@@ -139,13 +140,15 @@ def always(i: Array) -> Array:
 
 
 def scale_of(maximum: Array, total: Array) -> Array:
-    """1 / Σ_j exp(x_j − m), 0 in a saturated row."""
-    return keep(1.0 / at_least(total, 1.0), maximum != jnp.inf)
+    """1 / Σ_j exp(x_j − m), 0 in a saturated row, NaN in one with a NaN."""
+    scale = 1.0 / at_least(total, 1.0)
+    return keep(scale, (maximum != jnp.inf) | jnp.isnan(scale))
 
 
 def moving_probabilities(logits: Array, of: Exponentials) -> tuple[Array, Array]:
     """p, and which classes move; 0 and none in a saturated row."""
     maximum, terms, total = of(logits)
+    maximum = nan_where(jnp.isnan(total), maximum)  # a row with +inf and a NaN is not saturated
     p = terms * spread(scale_of(maximum, total), terms)
     return p, log_probs.movable(logits, maximum)
 
