@@ -80,13 +80,14 @@ def test_a_slope_is_not_rounded_at_every_step(name):
     """With the maximum for an anchor, "up by 0.1" and "far out" are off by 20 ulps and more."""
     row = SLOPES[name].astype(np.float32)
     x = jnp.asarray(row)[None]
-    for found, classes in (
-        (one_pass.row_exponentials(x)[::2], row),
-        (one_pass.row_state(x, jnp.array([0]))[1:], np.delete(row, 0)),
-        (one_pass.largest_and_odds(x), np.delete(row, row.argmax())),
+    others = np.delete(row, 0)
+    for found, classes, relative_to in (
+        (one_pass.row_exponentials(x)[::2], row, row.max()),
+        (one_pass.row_state(x, jnp.array([0]))[1:], others, others.max()),
+        (one_pass.largest_and_odds(x), np.delete(row, row.argmax()), row.max()),
     ):
         origin, total = (np.asarray(part)[0] for part in found)
-        assert origin in (classes.max(), row.max())
+        assert origin == relative_to
         terms = np.exp(classes.astype(np.float64) - origin)
         # A thousand additions, each of which rounds.
         assert oracles.relative_error(total, terms.sum()) < 8 * ULP
@@ -336,8 +337,8 @@ def test_the_two_largest_numbers(n, classes, dtype):
 
 
 def test_gradients_of_distributions_need_no_second_array_of_the_logits():
-    x = jax.ShapeDtypeStruct((512, 32000), jnp.float32)
-    row = jax.ShapeDtypeStruct((512,), jnp.float32)
+    x = jax.ShapeDtypeStruct((256, 32000), jnp.float32)
+    row = jax.ShapeDtypeStruct((256,), jnp.float32)
     functions = {jaxsoftmax.softmax: x, jaxsoftmax.log_softmax: x, jaxsoftmax.logsumexp: row}
     for f, g in functions.items():
         pulled = jax.jit(lambda x, g, f=f: jax.vjp(f, x)[1](g)[0]).lower(x, g).compile()

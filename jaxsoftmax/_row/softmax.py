@@ -13,7 +13,7 @@ from jaxsoftmax._row.state import largest_and_odds, like_row
 from jaxsoftmax._xla import log_probs, mesh
 from jaxsoftmax._xla.dtypes import PerClass, finite, widen
 from jaxsoftmax._xla.forms import Arrays, Operation, Tangents, is_zero
-from jaxsoftmax._xla.masks import at_least, keep, nan_where, spread
+from jaxsoftmax._xla.masks import at_least, keep, spread
 from jaxsoftmax._xla.mesh import AxisName, over_classes
 
 # --- softmax --------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def _log_over_mesh_jvp(
 ) -> tuple[Array, Array]:
     (logits,), (v,) = primals, tangents
     p, top = _over_mesh(logits, mesh_axis), mesh.maximum(jnp.max(logits, axis=-1), mesh_axis)
-    top = nan_where(jnp.isnan(jnp.sum(p, axis=-1)), top)  # not saturated, but NaN
+    moves = (top != jnp.inf) | jnp.isnan(jnp.sum(p, axis=-1))  # a NaN stays one
     total = partial(over_classes, axis_name=mesh_axis)
-    tangent = log_probs.tangent(p, log_probs.movable(logits, top), widen(v), total)
+    tangent = log_probs.tangent(p, log_probs.movable(logits, moves), widen(v), total)
     return _log_over_mesh(logits, mesh_axis), tangent

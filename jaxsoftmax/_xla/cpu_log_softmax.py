@@ -50,7 +50,7 @@ def log_softmax_tangent(logits: Array, v: Array) -> Array:
     w = v - spread(keep(of_label, sure), v)
     terms = portable.row_terms(logits, row.label, row.top)
     mean = row.p * (jnp.sum(terms * w, axis=-1) + keep(of_label, ~sure))
-    return keep(w - spread(mean, w), log_probs.movable(logits, row.top))
+    return keep(w - spread(mean, w), log_probs.movable(logits, row.p != 0.0))
 
 
 def log_softmax_gradient(logits: Array, g: Array) -> Array:
@@ -91,7 +91,7 @@ class _Sums(NamedTuple):
 def _sums(row: _Row, logits: Array, g: Array) -> _Sums:
     of_label, of_others = entry(g, row.label), sum_of_others(g, logits, row.label)
     of_all = of_label + of_others
-    sure, moves = row.p > log_probs.SURE, jnp.abs(row.top) != jnp.inf
+    sure, moves = row.p > log_probs.SURE, row.p != 0.0
     here = lax.select(sure, row.p_others * of_all - of_others, of_label - row.p * of_all)
     return _Sums(keep(of_all, moves), keep(here, moves))
 
@@ -99,7 +99,7 @@ def _sums(row: _Row, logits: Array, g: Array) -> _Sums:
 def _gradient(row: _Row, sums: _Sums, logits: Array, g: Array) -> Array:
     """Of some classes of the rows, from the first."""
     terms = portable.row_terms(logits, row.label, row.top)
-    each, moves = spread(row.p * sums.of_all, g), log_probs.movable(logits, row.top)
+    each, moves = spread(row.p * sums.of_all, g), log_probs.movable(logits, row.p != 0.0)
     elsewhere = keep(g, moves) - terms * each
     return lax.select(is_class(logits, row.label), spread(sums.here, g), elsewhere)
 
@@ -117,7 +117,7 @@ def _plain_gradient(logits: Array, g: Array) -> Array:
 def _treated_gradient(logits: Array, g: Array) -> Array:
     """The same of rows with infinite logits; NaN where one is NaN."""
     terms, scale = treated_terms(logits, True)
-    g = keep(g, (logits != -jnp.inf) & spread(scale != 0.0, g))
+    g = keep(g, log_probs.movable(logits, scale != 0.0))
     each = scale * jnp.sum(g, axis=-1)
     return g - terms * each[..., None] + _marks(scale - _CONFIDENT, logits)
 

@@ -57,9 +57,9 @@ def over_last(terms: PerClass) -> PerRow:
     return jnp.sum(terms, axis=-1)
 
 
-def movable(logits: PerClass, top: PerRow) -> Bool[Array, "... C"]:
-    """Classes whose log-probability moves: those that exist, but in a row with +inf none."""
-    return (logits != -jnp.inf) & spread(top != jnp.inf, logits)
+def movable(logits: PerClass, moves: Bool[Array, "..."]) -> Bool[Array, "... C"]:
+    """Classes whose log-probability moves: of rows that do, those that exist."""
+    return (logits != -jnp.inf) & spread(moves, logits)
 
 
 def tangent(

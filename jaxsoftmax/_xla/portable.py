@@ -13,7 +13,7 @@ from jax import Array, lax
 
 from jaxsoftmax._xla import log_probs
 from jaxsoftmax._xla.dtypes import Size, finite, widen
-from jaxsoftmax._xla.masks import at_least, at_most, is_class, keep, nan_where, spread
+from jaxsoftmax._xla.masks import at_least, at_most, is_class, keep, spread
 from jaxsoftmax._xla.products import over_matrices, product
 
 State = Callable[..., tuple[Array, Array, Array]]  # as `row_state`
@@ -148,9 +148,8 @@ def scale_of(maximum: Array, total: Array) -> Array:
 def moving_probabilities(logits: Array, of: Exponentials) -> tuple[Array, Array]:
     """p, and which classes move; 0 and none in a saturated row."""
     maximum, terms, total = of(logits)
-    maximum = nan_where(jnp.isnan(total), maximum)  # a row with +inf and a NaN is not saturated
-    p = terms * spread(scale_of(maximum, total), terms)
-    return p, log_probs.movable(logits, maximum)
+    scale = scale_of(maximum, total)
+    return terms * spread(scale, terms), log_probs.movable(logits, scale != 0.0)
 
 
 def maximum_of_others(logits: Array, label: Array) -> Array:
