@@ -146,6 +146,33 @@ def test_edges(x, y, beta):
     assert all(np.isfinite(g).all() for g in gradients)
 
 
+MASKED = [
+    ([-1e9, 1, 0], [0, 0, 0]),  # a class that is likely for the target alone
+    ([0, 0, 0], [-1e9, 1, 0]),
+    ([1e30, 0, 0], [0, 5, 0]),
+    ([1e30, -1e30, 0], [0, 5, 0]),
+    ([90, 1, 0], [0, 90, 0.5]),
+]
+
+
+@each_beta
+@pytest.mark.parametrize(("x", "y"), MASKED)
+def test_rows_whose_largest_classes_are_far_apart(x, y, beta):
+    """The classes that both have keep their digits, in value and gradients."""
+    x, y = jnp.array([x], jnp.float32), jnp.array([y], jnp.float32)
+    f = jax.value_and_grad(partial(js.kl_divergence, beta=beta), (0, 1))
+    value, gradients = f(x, y)
+    np.testing.assert_allclose(value, float(exact(x[0], y[0], beta)), rtol=3e-7)
+    with jax.enable_x64(True):
+        wide = (x.astype(jnp.float64), y.astype(jnp.float64))
+        expected = jax.grad(definition, (0, 1))(*wide, beta, 1.0)
+    of_x, of_y = zip(gradients, expected, strict=True)
+    about_mean = {0.0: of_y, 1.0: of_x}.get(beta)  # p (d − Σ p d): relative to d
+    for pair in (of_x, of_y):
+        scale = max(1.0, float(jnp.abs(x - y).max())) if pair is about_mean else 1.0
+        np.testing.assert_allclose(*pair, rtol=0, atol=2e-7 * scale)
+
+
 @each_beta
 def test_rows_without_a_class(beta):
     """Nothing weighs where the distribution that weighs has no class."""

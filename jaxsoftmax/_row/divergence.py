@@ -5,7 +5,7 @@ With p of the target y, q of the logits x and d = log q − log p,
     KL(p‖q) = −Σ p d = Σ p (e^d − 1 − d)
 
 since Σ p e^d = Σ q = 1. Each term is formed without a cancellation, and d from differences of the
-two rows, class by class: with δ_c = (x_c − y_c) − (x_a − y_a), a being the target's largest class,
+two rows, class by class: with δ_c = (x_c − y_c) − (x_a − y_a), for a class a likely in both,
 
     d_c = δ_c − log Σ_j p_j e^δ_j = δ_c − log(1 + Σ_j p_j (e^δ_j − 1))
 """
@@ -30,6 +30,7 @@ from jaxsoftmax._row.row import Temperature, over
 from jaxsoftmax._row.state import entry, largest_class
 from jaxsoftmax._xla import mesh
 from jaxsoftmax._xla.dtypes import (
+    Index,
     PerClass,
     PerRow,
     finite,
@@ -207,19 +208,20 @@ def _apart(logits: PerClass, target: PerClass) -> tuple[PerClass, PerClass]:
 
 
 def _rows(x: PerClass, y: PerClass, temperature: Temperature | None, mesh_axis: AxisName) -> _Rows:
-    common = _apart(x, y)
-    pivot = largest_class(keep(common[1], common[0] != -jnp.inf, -jnp.inf), mesh_axis)  # a
-
-    def side(z: PerClass) -> _Side:
+    def top_and_loss(z: PerClass) -> tuple[PerRow, PerRow]:
         here = largest_class(z, mesh_axis)
         loss = _row.of_pivot(z, here, mesh_axis, temperature).row.loss
-        z = keep(z, z != -jnp.inf)
-        top, of_pivot = entry(z, here, mesh_axis), entry(z, pivot, mesh_axis)
-        return _Side(
-            top, keep(loss, loss < jnp.inf), of_pivot, over(top - of_pivot, temperature) + loss
-        )
+        return entry(keep(z, z != -jnp.inf), here, mesh_axis), keep(loss, loss < jnp.inf)
 
-    of_x, of_y = map(side, _apart(x, y))
+    (top_x, loss_x), (top_y, loss_y) = map(top_and_loss, _apart(x, y))
+    pivot = _pivot(*_apart(x, y), top_x, top_y, mesh_axis)
+
+    def side(z: PerClass, top: PerRow, loss: PerRow) -> _Side:
+        of_pivot = entry(keep(z, z != -jnp.inf), pivot, mesh_axis)
+        return _Side(top, loss, of_pivot, over(top - of_pivot, temperature) + loss)
+
+    z_x, z_y = _apart(x, y)
+    of_x, of_y = side(z_x, top_x, loss_x), side(z_y, top_y, loss_y)
     rows = _Rows(of_x, of_y, jnp.zeros_like(of_x.loss))
     top = mesh.maximum(jnp.max(_exponents(*_apart(x, y), rows, temperature), axis=-1), mesh_axis)
     x, y = _apart(x, y)
@@ -232,6 +234,12 @@ def _rows(x: PerClass, y: PerClass, temperature: Temperature | None, mesh_axis: 
     near = (jnp.abs(rest) < 0.5) & (top < _LARGEST_EXPONENT)
     far = rows.x.loss_of_pivot - rows.y.loss_of_pivot
     return rows._replace(offset=lax.select(near, jnp.log1p(keep(rest, near)), far))
+
+
+def _pivot(x: PerClass, y: PerClass, top_x: PerRow, top_y: PerRow, mesh_axis: AxisName) -> Index:
+    """The class a that is likely in both rows: δ is exact where the smaller of p and q is not."""
+    below = lax.min(x - spread(top_x, x), y - spread(top_y, y))
+    return largest_class(keep(below, (x != -jnp.inf) & (y != -jnp.inf), -jnp.inf), mesh_axis)
 
 
 def _pair(x: PerClass, y: PerClass, rows: _Rows, temperature: Temperature | None) -> _Pair:
