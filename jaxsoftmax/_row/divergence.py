@@ -5,9 +5,11 @@ With p of the target y, q of the logits x and d = log q − log p,
     KL(p‖q) = −Σ p d = Σ p (e^d − 1 − d)
 
 since Σ p e^d = Σ q = 1. Each term is formed without a cancellation, and d from differences of the
-two rows, class by class: with δ_c = (x_c − y_c) − (x_a − y_a), for a class a likely in both,
+two rows, class by class: with δ_c = (x_c − y_c) − (x_a − y_a) for a class a likely in both,
 
     d_c = δ_c − log Σ_j p_j e^δ_j = δ_c − log(1 + Σ_j p_j (e^δ_j − 1))
+
+Where there is no such class, x_a and y_a are the largest logits of each row.
 """
 
 from __future__ import annotations
@@ -28,7 +30,6 @@ from jaxsoftmax._row.losses import RowLosses
 from jaxsoftmax._row.options import RowOptions
 from jaxsoftmax._row.row import Temperature, over
 from jaxsoftmax._row.state import entry, largest_class
-from jaxsoftmax._xla import mesh
 from jaxsoftmax._xla.dtypes import (
     Index,
     PerClass,
@@ -47,23 +48,25 @@ Tangents = tuple[PerClass | SymbolicZero, PerClass | SymbolicZero, Temperature |
 _LARGEST_EXPONENT = 80.0  # e^80 is a float32
 _FEWEST_TERMS, _MOST_TERMS = 3, 11  # x^11/11! is 1e-12 of x²/2 at 1/2
 _SERIES_BELOW = 0.5
+_CLOSE = 0.4  # log q_a − log p_a
 
 
-class _Side(NamedTuple):
-    """What is known of one of two rows."""
+class _Known(NamedTuple):
+    """A class of a row."""
 
-    top: PerRow  # its largest logit
-    loss: PerRow  # −log of that class's probability
-    of_pivot: PerRow  # x_a
-    loss_of_pivot: PerRow
+    logit: PerRow  # finite
+    loss: PerRow  # −log of its probability
 
 
 class _Rows(NamedTuple):
-    """Of both."""
+    """Of both, what log q_c − log p_c = (x_c − y_c) − base − offset takes."""
 
-    x: _Side
-    y: _Side
+    x: _Known  # the largest class
+    y: _Known
+    base: tuple[PerRow, PerRow]  # x_a − y_a, and its rounding error
     offset: PerRow  # log Σ_j p_j e^δ_j
+    any_x: Bool[Array, "..."]  # whether the row has a class
+    any_y: Bool[Array, "..."]
 
 
 class _Pair(NamedTuple):
@@ -74,10 +77,13 @@ class _Pair(NamedTuple):
     log_ratio: PerClass  # d = log q − log p; 0 where either does not exist
     only_p: Bool[Array, "... C"]
     only_q: Bool[Array, "... C"]
+    any_p: Bool[Array, "..."]  # whether the row has a class
+    any_q: Bool[Array, "..."]
 
     def exchanged(self) -> _Pair:
         """The target in place of the logits: at β = 0 its divergence is this one's at 1."""
-        return _Pair(self.q, self.p, -self.log_ratio, self.only_q, self.only_p)
+        p, q, d, only_p, only_q, any_p, any_q = self
+        return _Pair(q, p, -d, only_q, only_p, any_q, any_p)
 
 
 def of_logits(logits: PerClass, target: PerClass, beta: float, options: RowOptions) -> RowLosses:
@@ -98,13 +104,15 @@ def of_rows(
     """KL(p‖q) for beta 0, KL(q‖p) for 1, between them β KL(p‖m) + (1−β) KL(q‖m)."""
     rows = _rows(logits, target, temperature, mesh_axis)
     pair = _pair(logits, target, rows, temperature)
-    p, q, d, only_p, only_q = pair.exchanged() if beta == 1.0 else pair
+    p, q, d, only_p, only_q, any_p, _ = pair.exchanged() if beta == 1.0 else pair
     if beta in (0.0, 1.0):
-        return _counted(keep(_term(p, q, d), ~only_p, jnp.inf), p, mesh_axis)
-    m = beta * p + (1.0 - beta) * q
-    to_p = _log_mixed(d, 1.0 - beta, only_p)  # log m − log p
-    to_q = _log_mixed(-d, beta, only_q)
-    return _counted(beta * _term(p, m, to_p) + (1.0 - beta) * _term(q, m, to_q), p, mesh_axis)
+        terms = keep(_term(p, q, d), ~only_p, jnp.inf)
+    else:
+        m = beta * p + (1.0 - beta) * q
+        to_p = _log_mixed(d, 1.0 - beta, only_p)  # log m − log p
+        to_q = _log_mixed(-d, beta, only_q)
+        terms = beta * _term(p, m, to_p) + (1.0 - beta) * _term(q, m, to_q)
+    return keep(over_classes(terms, mesh_axis), any_p)
 
 
 def _of_rows_jvp(
@@ -137,7 +145,7 @@ def _of_rows_jvp(
         pair = zip((logits, target), gradients, (rows.x, rows.y), strict=True)
         for z, g, side in pair:
             z = _bounded(z)
-            u = over(finite(keep(z, z != -jnp.inf) - spread(side.of_pivot, z)), temperature)
+            u = over(finite(keep(z, z != -jnp.inf) - spread(side.logit, z)), temperature)
             terms.append(g * u * step)
     value = of_rows(logits, target, beta, temperature, mesh_axis)
     tangent = over_classes(sum(terms[1:], terms[0]), mesh_axis) if terms else jnp.zeros_like(value)
@@ -152,7 +160,7 @@ def _gradients(pair: _Pair, beta: float, mesh_axis: AxisName) -> tuple[PerClass,
     if beta == 1.0:
         of_y, of_x = _gradients(pair.exchanged(), 0.0, mesh_axis)
         return of_x, of_y
-    p, q, d, only_p, only_q = pair
+    p, q, d, only_p, only_q, any_p, _ = pair
 
     def about_mean(p: PerClass, d: PerClass) -> PerClass:
         mean = finite(over_classes(p * d, mesh_axis))
@@ -165,7 +173,7 @@ def _gradients(pair: _Pair, beta: float, mesh_axis: AxisName) -> tuple[PerClass,
     else:
         of_x = -(1.0 - beta) * about_mean(q, _log_mixed(-d, beta, only_q))
         of_y = -beta * about_mean(p, _log_mixed(d, 1.0 - beta, only_p))
-    weighs = spread(over_classes(p, mesh_axis) != 0.0, p)
+    weighs = spread(any_p, p)
     return keep(of_x, weighs), keep(of_y, weighs)
 
 
@@ -186,12 +194,6 @@ def _log_mixed(d: PerClass, share: float, alone: Bool[Array, "... C"]) -> PerCla
     return keep(mixed, ~alone, math.log1p(-share))
 
 
-def _counted(terms: PerClass, p: PerClass, mesh_axis: AxisName) -> PerRow:
-    """The sum; 0 where the distribution that weighs has no class."""
-    total = over_classes(terms, mesh_axis)
-    return keep(total, over_classes(p, mesh_axis) != 0.0)
-
-
 def _bounded(logits: PerClass) -> PerClass:
     """+inf as the largest number, whose probability is the same."""
     x = widen(logits)
@@ -208,38 +210,30 @@ def _apart(logits: PerClass, target: PerClass) -> tuple[PerClass, PerClass]:
 
 
 def _rows(x: PerClass, y: PerClass, temperature: Temperature | None, mesh_axis: AxisName) -> _Rows:
-    def top_and_loss(z: PerClass) -> tuple[PerRow, PerRow]:
+    def largest_of(z: PerClass) -> tuple[Index, Bool[Array, "..."], _Known]:
         here = largest_class(z, mesh_axis)
-        loss = _row.of_pivot(z, here, mesh_axis, temperature).row.loss
-        return entry(keep(z, z != -jnp.inf), here, mesh_axis), keep(loss, loss < jnp.inf)
+        row = _row.of_pivot(z, here, mesh_axis, temperature).row
+        return here, row.top != -jnp.inf, _Known(finite(row.top), row.excess)
 
-    (top_x, loss_x), (top_y, loss_y) = map(top_and_loss, _apart(x, y))
-    pivot = _pivot(*_apart(x, y), top_x, top_y, mesh_axis)
-
-    def side(z: PerClass, top: PerRow, loss: PerRow) -> _Side:
-        of_pivot = entry(keep(z, z != -jnp.inf), pivot, mesh_axis)
-        return _Side(top, loss, of_pivot, over(top - of_pivot, temperature) + loss)
-
-    z_x, z_y = _apart(x, y)
-    of_x, of_y = side(z_x, top_x, loss_x), side(z_y, top_y, loss_y)
-    rows = _Rows(of_x, of_y, jnp.zeros_like(of_x.loss))
-    top = mesh.maximum(jnp.max(_exponents(*_apart(x, y), rows, temperature), axis=-1), mesh_axis)
+    (here_x, any_x, of_x), (here_y, any_y, of_y) = largest_of(x), largest_of(y)
+    # a is the target's largest class, or the logits' own where they have none there.
+    x_a, y_a = entry(x, here_y, mesh_axis), entry(y, here_x, mesh_axis)
+    y_a = lax.select(x_a > -jnp.inf, of_y.logit, y_a)
+    x_a = lax.select(x_a > -jnp.inf, finite(x_a), of_x.logit)
+    below = (of_x.logit - x_a) - (of_y.logit - finite(y_a))
+    log_ratio = over(below, temperature) + (of_x.loss - of_y.loss)  # log p_a − log q_a
+    close = (jnp.abs(log_ratio) < _CLOSE) & (y_a > -jnp.inf)
+    x_a, y_a = lax.select(close, x_a, of_x.logit), lax.select(close, y_a, of_y.logit)
+    rows = _Rows(of_x, of_y, two_difference(x_a, y_a), of_x.loss - of_y.loss, any_x, any_y)
     x, y = _apart(x, y)
-    bounded = at_most(_exponents(x, y, rows, temperature), _LARGEST_EXPONENT)
-    p = _probabilities(y, rows.y, temperature)
-    p_a = spread(jnp.exp(-rows.y.loss_of_pivot), x)
-    beyond = p_a * keep(jnp.exp(bounded), x != -jnp.inf)
-    terms = lax.select(y != -jnp.inf, p * jnp.expm1(bounded), beyond)
-    rest = over_classes(terms, mesh_axis)
-    near = (jnp.abs(rest) < 0.5) & (top < _LARGEST_EXPONENT)
-    far = rows.x.loss_of_pivot - rows.y.loss_of_pivot
-    return rows._replace(offset=lax.select(near, jnp.log1p(keep(rest, near)), far))
-
-
-def _pivot(x: PerClass, y: PerClass, top_x: PerRow, top_y: PerRow, mesh_axis: AxisName) -> Index:
-    """The class a that is likely in both rows: δ is exact where the smaller of p and q is not."""
-    below = lax.min(x - spread(top_x, x), y - spread(top_y, y))
-    return largest_class(keep(below, (x != -jnp.inf) & (y != -jnp.inf), -jnp.inf), mesh_axis)
+    delta = _delta(x, y, rows, temperature)
+    p = _probabilities(y, of_y, temperature)
+    loss_a = over(of_y.logit - y_a, temperature) + of_y.loss
+    moved = _probabilities(x, _Known(x_a, loss_a), temperature)  # p_j e^δ_j
+    small = (jnp.abs(delta) < _SERIES_BELOW) & (x != -jnp.inf) & (y != -jnp.inf)
+    terms = lax.select(small, p * jnp.expm1(keep(delta, small)), moved - p)
+    rest = keep(over_classes(terms, mesh_axis), close)
+    return rows._replace(offset=lax.select(close, jnp.log1p(rest), rows.offset))
 
 
 def _pair(x: PerClass, y: PerClass, rows: _Rows, temperature: Temperature | None) -> _Pair:
@@ -248,30 +242,22 @@ def _pair(x: PerClass, y: PerClass, rows: _Rows, temperature: Temperature | None
     p, q = _probabilities(y, rows.y, temperature), _probabilities(x, rows.x, temperature)
     delta = _delta(x, y, rows, temperature)
     d = keep(finite(delta - spread(rows.offset, x)), p_exists & q_exists)
-    return _Pair(p, q, d, p_exists & ~q_exists, q_exists & ~p_exists)
+    only_p, only_q = p_exists & ~q_exists, q_exists & ~p_exists
+    return _Pair(p, q, d, only_p, only_q, rows.any_y, rows.any_x)
 
 
-def _probabilities(x: PerClass, side: _Side, temperature: Temperature | None) -> PerClass:
+def _probabilities(x: PerClass, known: _Known, temperature: Temperature | None) -> PerClass:
     exists = x != -jnp.inf
-    below = over(keep(x, exists) - spread(side.top, x), temperature)
-    return keep(jnp.exp(below - spread(side.loss, x)), exists)
+    below = over(keep(x, exists) - spread(known.logit, x), temperature)
+    return keep(jnp.exp(below - spread(known.loss, x)), exists)
 
 
 def _delta(x: PerClass, y: PerClass, rows: _Rows, temperature: Temperature | None) -> PerClass:
     """δ; 0 where either class does not exist."""
     p_exists, q_exists = y != -jnp.inf, x != -jnp.inf
     high, low = two_difference(keep(x, q_exists), keep(y, p_exists))
-    high_a, low_a = two_difference(rows.x.of_pivot, rows.y.of_pivot)
-    delta = over((high - spread(high_a, x)) + (low - spread(low_a, x)), temperature)
-    return keep(delta, p_exists & q_exists)
-
-
-def _exponents(x: PerClass, y: PerClass, rows: _Rows, temperature: Temperature | None) -> PerClass:
-    """δ; of q where p does not exist, its logarithm in units of p_a / q_a."""
-    p_exists, q_exists = y != -jnp.inf, x != -jnp.inf
-    delta = keep(_delta(x, y, rows, temperature), q_exists | ~p_exists, -jnp.inf)
-    beyond = over(keep(x, q_exists) - spread(rows.x.of_pivot, x), temperature)
-    return lax.select(p_exists, delta, keep(beyond, q_exists, -jnp.inf))
+    high_a, low_a = (spread(z, x) for z in rows.base)
+    return keep(over((high - high_a) + (low - low_a), temperature), p_exists & q_exists)
 
 
 def _above_tangent(d: Array) -> Array:
