@@ -54,7 +54,6 @@ def _like_terms(logits: Array, pivot: Array, *_: Array) -> Array:
 # --- the state, and its terms ---------------------------------------------------------------------
 
 row_state = Operation("row_state", _like_state)
-row_terms = Operation("row_terms", _like_terms)
 row_state_and_terms = Operation(
     "row_state_and_terms", lambda *arrays: (*_like_state(*arrays), _like_terms(*arrays))
 )
@@ -62,12 +61,7 @@ row_state_and_terms = Operation(
 
 @row_state_and_terms.defjvp
 def _state_and_terms_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
-    logits, pivot, *scale = primals
-    if logits.dtype == accumulator(logits.dtype):
-        *state, terms = row_state_and_terms(logits, pivot, *scale)
-    else:  # the gradient is no array of terms: each pass makes its own
-        state = row_state(logits, pivot, *scale)
-        terms = row_terms(logits, pivot, state[1], *scale)
+    *state, terms = row_state_and_terms(*primals)
     return (*state, terms), _state_and_terms_dot(primals, state, terms, tangents)
 
 
@@ -110,16 +104,6 @@ def _exponent_dot(
 def _state_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
     state, state_dot = _state_and_terms_jvp(primals, tangents)
     return state[:3], state_dot[:3]
-
-
-@row_terms.defjvp
-def _row_terms_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
-    logits, _, maximum, *scale = primals
-    x_dot, _, _, *scale_dot = tangents
-    terms = row_terms(*primals)
-    if is_zero(x_dot) and all(map(is_zero, scale_dot)):  # of the maximum alone, which cancels
-        return (terms,), (zero(terms),)
-    return (terms,), (terms * _exponent_dot(logits, maximum, scale, (x_dot, *scale_dot)),)
 
 
 def observe(

@@ -10,9 +10,9 @@ from jax import Array, lax
 _SMALL = 1 << 17  # numbers: of fewer, kernels to compile count for more than passes over them
 
 
-def is_small(x: Array) -> bool:
-    """Whether it stays in the cache."""
-    return all(isinstance(size, int) for size in x.shape) and x.size < _SMALL
+def is_small(x: Array, limit: int = _SMALL) -> bool:
+    """Whether it stays in the cache, or is below another limit."""
+    return all(isinstance(size, int) for size in x.shape) and x.size < limit
 
 
 def in_blocks(x: Array, length: int) -> Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxsoftmax._xla import log_probs
-from jaxsoftmax._xla.dtypes import Size, finite, widen
+from jaxsoftmax._xla.dtypes import Size, accumulator, finite, widen
 from jaxsoftmax._xla.masks import at_least, at_most, is_class, keep, spread
 from jaxsoftmax._xla.products import over_matrices, product
 
@@ -37,9 +37,13 @@ def row_state(logits: Array, label: Array, *scale: Array) -> tuple[Array, Array,
 def row_state_and_terms(
     logits: Array, label: Array, *scale: Array, of: State = row_state
 ) -> tuple[Array, Array, Array, Array]:
-    """The state, and the terms of its sum."""
+    """The state, and the terms of its sum.
+
+    Of half precision the gradient is no array of terms, and each pass makes its own.
+    """
     state = of(logits, label, *scale)
-    return *state, shared_terms(logits, label, state[1], *scale)
+    terms = shared_terms if logits.dtype == accumulator(logits.dtype) else row_terms
+    return *state, terms(logits, label, state[1], *scale)
 
 
 def row_terms(logits: Array, label: Array, maximum: Array, *scale: Array) -> Array:
