@@ -188,7 +188,9 @@ def _compute(
 ) -> Loss:
     x, y = (_logits.exclude(roomy(z), arrays.where) for z in (logits, target))
     dtype = accumulator(x.dtype, y.dtype)
-    examples = _examples.of_logits((x.astype(dtype), y.astype(dtype)), arrays, axes, options)
+    # Half precision is widened in each pass over the classes, and not in memory.
+    both = tuple(z if accumulator(z.dtype) == dtype else z.astype(dtype) for z in (x, y))
+    examples = _examples.of_logits(both, arrays, axes, options)
     x, y = examples.inputs
     rows = _divergence.of_logits(x, y, options.beta, row_options(options, arrays.numbers, dtype))
     return _reduction.reduced(rows, examples, arrays, options)

@@ -5,11 +5,9 @@ With p of the target y, q of the logits x and d = log q − log p,
     KL(p‖q) = −Σ p d = Σ p (e^d − 1 − d)
 
 since Σ p e^d = Σ q = 1. Each term is formed without a cancellation, and d from differences of the
-two rows, class by class: with δ_c = (x_c − y_c) − (x_a − y_a) for a class a likely in both,
+two rows, class by class: with δ_c = (x_c − y_c) − (max x − max y), small where the rows are close,
 
     d_c = δ_c − log Σ_j p_j e^δ_j = δ_c − log(1 + Σ_j p_j (e^δ_j − 1))
-
-Where there is no such class, x_a and y_a are the largest logits of each row.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Bool
@@ -29,9 +28,8 @@ from jaxsoftmax._row import row as _row
 from jaxsoftmax._row.losses import RowLosses
 from jaxsoftmax._row.options import RowOptions
 from jaxsoftmax._row.row import Temperature, over
-from jaxsoftmax._row.state import entry, largest_class
+from jaxsoftmax._xla import mesh
 from jaxsoftmax._xla.dtypes import (
-    Index,
     PerClass,
     PerRow,
     finite,
@@ -41,6 +39,7 @@ from jaxsoftmax._xla.dtypes import (
 )
 from jaxsoftmax._xla.masks import at_most, keep, spread
 from jaxsoftmax._xla.mesh import AxisName, over_classes
+from jaxsoftmax._xla.shardings import ones_of_rows
 
 Primals = tuple[PerClass, PerClass, Temperature | None]
 Tangents = tuple[PerClass | SymbolicZero, PerClass | SymbolicZero, Temperature | None]
@@ -48,25 +47,24 @@ Tangents = tuple[PerClass | SymbolicZero, PerClass | SymbolicZero, Temperature |
 _LARGEST_EXPONENT = 80.0  # e^80 is a float32
 _FEWEST_TERMS, _MOST_TERMS = 3, 11  # x^11/11! is 1e-12 of x²/2 at 1/2
 _SERIES_BELOW = 0.5
-_CLOSE = 0.4  # log q_a − log p_a
+_CLOSE = 0.4  # of the logarithm of a sum near 1
 
 
-class _Known(NamedTuple):
-    """A class of a row."""
+class _Side(NamedTuple):
+    """What is known of one of two rows."""
 
-    logit: PerRow  # finite
-    loss: PerRow  # −log of its probability
+    top: PerRow  # its largest logit, finite; a constant under differentiation
+    excess: PerRow  # what its logsumexp lies above
+    exists: Bool[Array, "..."]  # whether it has a class
 
 
 class _Rows(NamedTuple):
-    """Of both, what log q_c − log p_c = (x_c − y_c) − base − offset takes."""
+    """Of both."""
 
-    x: _Known  # the largest class
-    y: _Known
-    base: tuple[PerRow, PerRow]  # x_a − y_a, and its rounding error
+    x: _Side
+    y: _Side
+    base: tuple[PerRow, PerRow]  # max x − max y, and its rounding error
     offset: PerRow  # log Σ_j p_j e^δ_j
-    any_x: Bool[Array, "..."]  # whether the row has a class
-    any_y: Bool[Array, "..."]
 
 
 class _Pair(NamedTuple):
@@ -145,7 +143,7 @@ def _of_rows_jvp(
         pair = zip((logits, target), gradients, (rows.x, rows.y), strict=True)
         for z, g, side in pair:
             z = _bounded(z)
-            u = over(finite(keep(z, z != -jnp.inf) - spread(side.logit, z)), temperature)
+            u = over(finite(keep(z, z != -jnp.inf) - spread(side.top, z)), temperature)
             terms.append(g * u * step)
     value = of_rows(logits, target, beta, temperature, mesh_axis)
     tangent = over_classes(sum(terms[1:], terms[0]), mesh_axis) if terms else jnp.zeros_like(value)
@@ -210,30 +208,23 @@ def _apart(logits: PerClass, target: PerClass) -> tuple[PerClass, PerClass]:
 
 
 def _rows(x: PerClass, y: PerClass, temperature: Temperature | None, mesh_axis: AxisName) -> _Rows:
-    def largest_of(z: PerClass) -> tuple[Index, Bool[Array, "..."], _Known]:
-        here = largest_class(z, mesh_axis)
-        row = _row.of_pivot(z, here, mesh_axis, temperature).row
-        return here, row.top != -jnp.inf, _Known(finite(row.top), row.excess)
+    def side(z: PerClass) -> _Side:
+        first = mesh.to_shard(0 * ones_of_rows(z, np.dtype(np.int32)), z.shape[-1], mesh_axis)
+        row = _row.of_pivot(z, first, mesh_axis, temperature).row
+        return _Side(finite(row.top), row.excess, row.top != -jnp.inf)
 
-    (here_x, any_x, of_x), (here_y, any_y, of_y) = largest_of(x), largest_of(y)
-    # a is the target's largest class, or the logits' own where they have none there.
-    x_a, y_a = entry(x, here_y, mesh_axis), entry(y, here_x, mesh_axis)
-    y_a = lax.select(x_a > -jnp.inf, of_y.logit, y_a)
-    x_a = lax.select(x_a > -jnp.inf, finite(x_a), of_x.logit)
-    below = (of_x.logit - x_a) - (of_y.logit - finite(y_a))
-    log_ratio = over(below, temperature) + (of_x.loss - of_y.loss)  # log p_a − log q_a
-    close = (jnp.abs(log_ratio) < _CLOSE) & (y_a > -jnp.inf)
-    x_a, y_a = lax.select(close, x_a, of_x.logit), lax.select(close, y_a, of_y.logit)
-    rows = _Rows(of_x, of_y, two_difference(x_a, y_a), of_x.loss - of_y.loss, any_x, any_y)
+    of_x, of_y = side(x), side(y)
+    offset = of_x.excess - of_y.excess
+    rows = _Rows(of_x, of_y, two_difference(of_x.top, of_y.top), offset)
+    # Rounded, that is as good as δ is of rows far apart. Of close ones it is the sum's logarithm.
     x, y = _apart(x, y)
-    delta = _delta(x, y, rows, temperature)
-    p = _probabilities(y, of_y, temperature)
-    loss_a = over(of_y.logit - y_a, temperature) + of_y.loss
-    moved = _probabilities(x, _Known(x_a, loss_a), temperature)  # p_j e^δ_j
+    delta, p = _delta(x, y, rows, temperature), _probabilities(y, of_y, temperature)
+    moved = _probabilities(x, of_x._replace(excess=of_y.excess), temperature)  # p_j e^δ_j
     small = (jnp.abs(delta) < _SERIES_BELOW) & (x != -jnp.inf) & (y != -jnp.inf)
     terms = lax.select(small, p * jnp.expm1(keep(delta, small)), moved - p)
+    close = jnp.abs(offset) < _CLOSE
     rest = keep(over_classes(terms, mesh_axis), close)
-    return rows._replace(offset=lax.select(close, jnp.log1p(rest), rows.offset))
+    return rows._replace(offset=lax.select(close, jnp.log1p(rest), offset))
 
 
 def _pair(x: PerClass, y: PerClass, rows: _Rows, temperature: Temperature | None) -> _Pair:
@@ -243,21 +234,21 @@ def _pair(x: PerClass, y: PerClass, rows: _Rows, temperature: Temperature | None
     delta = _delta(x, y, rows, temperature)
     d = keep(finite(delta - spread(rows.offset, x)), p_exists & q_exists)
     only_p, only_q = p_exists & ~q_exists, q_exists & ~p_exists
-    return _Pair(p, q, d, only_p, only_q, rows.any_y, rows.any_x)
+    return _Pair(p, q, d, only_p, only_q, rows.y.exists, rows.x.exists)
 
 
-def _probabilities(x: PerClass, known: _Known, temperature: Temperature | None) -> PerClass:
+def _probabilities(x: PerClass, side: _Side, temperature: Temperature | None) -> PerClass:
     exists = x != -jnp.inf
-    below = over(keep(x, exists) - spread(known.logit, x), temperature)
-    return keep(jnp.exp(below - spread(known.loss, x)), exists)
+    below = over(keep(x, exists) - spread(side.top, x), temperature)
+    return keep(jnp.exp(below - spread(side.excess, x)), exists)
 
 
 def _delta(x: PerClass, y: PerClass, rows: _Rows, temperature: Temperature | None) -> PerClass:
     """δ; 0 where either class does not exist."""
     p_exists, q_exists = y != -jnp.inf, x != -jnp.inf
     high, low = two_difference(keep(x, q_exists), keep(y, p_exists))
-    high_a, low_a = (spread(z, x) for z in rows.base)
-    return keep(over((high - high_a) + (low - low_a), temperature), p_exists & q_exists)
+    base, below = (spread(z, x) for z in rows.base)
+    return keep(over((high - base) + (low - below), temperature), p_exists & q_exists)
 
 
 def _above_tangent(d: Array) -> Array:
