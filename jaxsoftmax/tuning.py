@@ -85,12 +85,10 @@ def device() -> Device:
 def chunk_for_pair(hidden: Array, kernel: Array) -> Chunk:
     """The same where two layers' logits are compared: their chunk takes the memory of one.
 
-    (XLA:CPU keeps five arrays of the pair's size, XLA:TPU and XLA:GPU two to three: 8192 tokens,
-    256000 classes, JAX 0.12.)
+    (XLA keeps two to three arrays of the pair's size: 8192 tokens, 256000 classes, JAX 0.12.)
     """
     share, least, most = chunk_for(hidden, kernel)
-    parts = 4 if device().platform == "cpu" else 2
-    return Chunk(share * parts, max(1, least // parts), max(1, most // parts))
+    return Chunk(2 * share, max(1, least // 2), max(1, most // 2))
 
 
 def chunk_for(hidden: Array, kernel: Array) -> Chunk:

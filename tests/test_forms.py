@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxsoftmax
 from jaxsoftmax._fused import products
-from jaxsoftmax._row import logsumexp, softmax, state
+from jaxsoftmax._row import divergence, logsumexp, softmax, state
 from jaxsoftmax._xla import cpu, cpu_largest, cpu_log_softmax, cpu_rows, forms, one_pass, portable
 
 ULP = 2.0**-23
@@ -29,7 +29,7 @@ FLOAT32 = {"rtol": 2e-6, "atol": 1e-6}
 
 OPERATIONS = [
     operation
-    for module in (state, softmax, logsumexp, products)
+    for module in (divergence, state, softmax, logsumexp, products)
     for operation in vars(module).values()
     if isinstance(operation, forms.Operation)
 ]
@@ -140,7 +140,7 @@ def test_explicit_axes(spec):
 
 def test_every_form_belongs_to_an_operation():
     names = {operation._primitive.name for operation in OPERATIONS}
-    assert len(names) == 15
+    assert len(names) == 16
     for module in (cpu, one_pass):  # `cpu` names the forms of the files beside it
         found = vars(module).items()
         own = {n for n, f in found if getattr(f, "__module__", "").startswith(module.__name__)}

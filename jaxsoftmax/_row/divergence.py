@@ -12,15 +12,15 @@ two rows, class by class: with δ_c = (x_c − y_c) − (max x − max y), small
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Bool
 
 from jaxsoftmax._row import logits as _logits
@@ -37,12 +37,10 @@ from jaxsoftmax._xla.dtypes import (
     two_difference,
     widen,
 )
-from jaxsoftmax._xla.masks import at_most, keep, spread
+from jaxsoftmax._xla.forms import Arrays, Operation, Tangents, is_zero, jvp_of
+from jaxsoftmax._xla.masks import at_least, at_most, keep, spread
 from jaxsoftmax._xla.mesh import AxisName, over_classes
 from jaxsoftmax._xla.shardings import ones_of_rows
-
-Primals = tuple[PerClass, PerClass, Temperature | None]
-Tangents = tuple[PerClass | SymbolicZero, PerClass | SymbolicZero, Temperature | None]
 
 _LARGEST_EXPONENT = 80.0  # e^80 is a float32
 _FEWEST_TERMS, _MOST_TERMS = 3, 11  # x^11/11! is 1e-12 of x²/2 at 1/2
@@ -84,24 +82,35 @@ class _Pair(NamedTuple):
         return _Pair(q, p, -d, only_q, only_p, any_q, any_p)
 
 
+class _Static(NamedTuple):
+    """What is static about it."""
+
+    beta: float
+    low: float  # of the temperature, of which each row has its own
+    mesh_axis: AxisName
+    wanted: tuple[bool, ...] = (False, False)  # gradients of the logits, and of the target
+
+
 def of_logits(logits: PerClass, target: PerClass, beta: float, options: RowOptions) -> RowLosses:
     """Every option but the weights of the examples and the reduction."""
     x, y = (_logits.capped(z, options) for z in (logits, target))
-    temperature = _logits.temperature_of(x, options)
-    return RowLosses(of_rows(x, y, beta, temperature, options.axis_name))
+    temperature, of_rows = _logits.temperature_of(x, options), []
+    if temperature is not None:
+        of_rows.append(ones_of_rows(x, temperature.value.dtype) * temperature.value)
+    low = 0.0 if temperature is None else temperature.low
+    return RowLosses(_divergence(x, y, *of_rows, static=_Static(beta, low, options.axis_name)))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2, 4))
-def of_rows(
-    logits: PerClass,
-    target: PerClass,
-    beta: float,
-    temperature: Temperature | None,
-    mesh_axis: AxisName,
-) -> PerRow:
-    """KL(p‖q) for beta 0, KL(q‖p) for 1, between them β KL(p‖m) + (1−β) KL(q‖m)."""
-    rows = _rows(logits, target, temperature, mesh_axis)
-    pair = _pair(logits, target, rows, temperature)
+def _rows_alone(
+    x: PerClass, y: PerClass, *temperature: PerRow, static: _Static
+) -> tuple[Array, ...]:
+    """KL(p‖q) for beta 0, KL(q‖p) for 1, between them β KL(p‖m) + (1−β) KL(q‖m).
+
+    And those gradients that are wanted.
+    """
+    beta, _, mesh_axis, wanted = static
+    pair = _pair(x, y, temperature, static)
+    gradients = zip(_gradients(pair, beta, mesh_axis), wanted, strict=True)
     p, q, d, only_p, only_q, any_p, _ = pair.exchanged() if beta == 1.0 else pair
     if beta in (0.0, 1.0):
         terms = keep(_term(p, q, d), ~only_p, jnp.inf)
@@ -110,12 +119,21 @@ def of_rows(
         to_p = _log_mixed(d, 1.0 - beta, only_p)  # log m − log p
         to_q = _log_mixed(-d, beta, only_q)
         terms = beta * _term(p, m, to_p) + (1.0 - beta) * _term(q, m, to_q)
-    return keep(over_classes(terms, mesh_axis), any_p)
+    value = keep(over_classes(terms, mesh_axis), any_p)
+    return value, *(g for g, is_wanted in gradients if is_wanted)
 
 
-def _of_rows_jvp(
-    beta: float, mesh_axis: AxisName, primals: Primals, tangents: Tangents
-) -> tuple[PerRow, PerRow]:
+def _like(x: PerClass, y: PerClass, *_: PerRow, static: _Static) -> tuple[Array, ...]:
+    gradient = widen(x) + widen(y)
+    value = over_classes(gradient, static.mesh_axis)
+    return value, *(gradient for is_wanted in static.wanted if is_wanted)
+
+
+_divergence = Operation("divergence", _like, _rows_alone)
+
+
+@_divergence.defjvp
+def _jvp(primals: Arrays, tangents: Tangents, *, static: _Static) -> tuple[Arrays, Tangents]:
     """Σ_c g_c ẋ_c + Σ_c g'_c ẏ_c, with the gradients g of the logits and g' of the target.
 
         β = 0:  g = q − p,                               g' = −p (d − Σ p d)
@@ -123,34 +141,38 @@ def _of_rows_jvp(
         else:   g = −(1−β) q (log m/q − Σ q log m/q),    g' = −β p (log m/p − Σ p log m/p)
 
     all over t, and −Σ_c (g_c x_c + g'_c y_c) ṫ/t²: the gradients sum to 0, so that x and y may be
-    counted from any class. Of p, q and d, which follow from x, y and a few numbers of the row, no
-    array has to be in memory.
+    counted from any class.
     """
-    logits, target, temperature = primals
-    rows = _rows(logits, target, temperature, mesh_axis)
-    gradients = _gradients(_pair(logits, target, rows, temperature), beta, mesh_axis)
-    *dots, temperature_dot = tangents
-    terms = []
-    for z, g, dot in zip((logits, target), gradients, dots, strict=True):
-        if not isinstance(dot, SymbolicZero):
+    (x, y, *t), (x_dot, y_dot, *t_dot) = primals, tangents
+    temperature, warms = _temperature(t, static), bool(t) and not is_zero(t_dot[0])
+    sides = list(zip((x, y), (x_dot, y_dot), static.wanted, strict=True))
+    needed = [warms or asked or not is_zero(dot) for _, dot, asked in sides]
+    value, *found = _divergence(*primals, static=static._replace(wanted=tuple(needed)))
+    terms, results = [], []
+    for (z, dot, asked), g in zip(itertools.compress(sides, needed), found, strict=True):
+        if not is_zero(dot):
             terms.append(over(g * keep(widen(dot), z != jnp.inf), temperature))
-    if (
-        temperature is not None
-        and temperature_dot is not None
-        and not isinstance(temperature_dot.value, SymbolicZero)
-    ):
-        step = -temperature_dot.value / temperature.value
-        pair = zip((logits, target), gradients, (rows.x, rows.y), strict=True)
-        for z, g, side in pair:
-            z = _bounded(z)
-            u = over(finite(keep(z, z != -jnp.inf) - spread(side.top, z)), temperature)
-            terms.append(g * u * step)
-    value = of_rows(logits, target, beta, temperature, mesh_axis)
-    tangent = over_classes(sum(terms[1:], terms[0]), mesh_axis) if terms else jnp.zeros_like(value)
-    return value, tangent
+        if warms:
+            step = spread(-t_dot[0] / t[0], g)
+            terms.append(g * over(_below_largest(z, static.mesh_axis), temperature) * step)
+        if asked:
+            results.append(g)
+    value_dot = over_classes(sum(terms[1:], terms[0]), static.mesh_axis)
+    moved = []
+    if results:
+        _, (_, *moved) = jvp_of(partial(_rows_alone, static=static), primals, tangents)
+    return (value, *results), (value_dot, *moved)
 
 
-of_rows.defjvp(_of_rows_jvp, symbolic_zeros=True)
+def _below_largest(x: PerClass, mesh_axis: AxisName) -> PerClass:
+    """x_c − max x, any finite number for a class that does not exist."""
+    x = _bounded(x)
+    top = mesh.maximum(jnp.max(lax.stop_gradient(x), axis=-1), mesh_axis)
+    return finite(keep(x, x != -jnp.inf) - spread(finite(top), x))
+
+
+def _temperature(of_rows: Sequence[PerRow], static: _Static) -> Temperature | None:
+    return Temperature(of_rows[0], static.low) if of_rows else None
 
 
 def _gradients(pair: _Pair, beta: float, mesh_axis: AxisName) -> tuple[PerClass, PerClass]:
@@ -161,7 +183,9 @@ def _gradients(pair: _Pair, beta: float, mesh_axis: AxisName) -> tuple[PerClass,
     p, q, d, only_p, only_q, any_p, _ = pair
 
     def about_mean(p: PerClass, d: PerClass) -> PerClass:
-        mean = finite(over_classes(p * d, mesh_axis))
+        # Of a likely class d − Σ p d is small, to which what Σ p rounds adds.
+        total = at_least(over_classes(p, mesh_axis), 0.5)
+        mean = finite(over_classes(p * d, mesh_axis) / total)
         return p * finite(d - spread(mean, d))
 
     if beta == 0.0:
@@ -227,7 +251,9 @@ def _rows(x: PerClass, y: PerClass, temperature: Temperature | None, mesh_axis: 
     return rows._replace(offset=lax.select(close, jnp.log1p(rest), offset))
 
 
-def _pair(x: PerClass, y: PerClass, rows: _Rows, temperature: Temperature | None) -> _Pair:
+def _pair(x: PerClass, y: PerClass, of_rows: Sequence[PerRow], static: _Static) -> _Pair:
+    temperature = _temperature(of_rows, static)
+    rows = _rows(x, y, temperature, static.mesh_axis)
     x, y = _apart(x, y)
     p_exists, q_exists = y != -jnp.inf, x != -jnp.inf
     p, q = _probabilities(y, rows.y, temperature), _probabilities(x, rows.x, temperature)

@@ -31,7 +31,7 @@ from jaxsoftmax._xla.shardings import ones_of_rows
 class Temperature(NamedTuple):
     """What divides the logits."""
 
-    value: Float[Array, ""]  # t
+    value: Float[Array, "..."]  # t, of all rows or of each
     low: float = 0.0  # what a Python number is more than t
 
 
@@ -151,7 +151,10 @@ def logsumexp(row: Row, temperature: Temperature | None = None) -> PerRow:
 
 def over(x: Array, temperature: Temperature | None) -> Array:
     """x/t."""
-    return x if temperature is None else x / temperature.value
+    if temperature is None:
+        return x
+    t = temperature.value
+    return x / (t if t.ndim in (0, x.ndim) else t[..., None])
 
 
 def against_zero(logits: PerRow) -> PerRow:

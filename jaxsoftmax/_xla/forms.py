@@ -23,6 +23,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jaxsoftmax._xla import cpu, one_pass, portable
+from jaxsoftmax._xla.cpu_blocks import some_at_a_time
 from jaxsoftmax._xla.shardings import explicit_sharding, vary_alike
 
 Form = Callable[..., Array | Sequence[Array]]
@@ -44,13 +45,18 @@ class Operation:
     `one_pass`   for an accelerator that has whole rows.
 
     `like` is any function whose results have the same types, as cheap to trace as can be. Arrays
-    have any number of leading batch axes, the same ones on each.
+    have any number of leading batch axes, the same ones on each. A function `rows` of rows, each by
+    itself, is its own definition, of which a CPU takes some rows at a time.
     """
 
-    def __init__(self, name: str, like: Form, *, cpu_on_mesh: bool = False) -> None:
-        self.portable: Form = getattr(portable, name)
+    def __init__(
+        self, name: str, like: Form, rows: Form | None = None, *, cpu_on_mesh: bool = False
+    ) -> None:
+        self.portable: Form = rows or getattr(portable, name)
         self.cpu: Form = getattr(cpu, name, self.portable)
         self.one_pass: Form = getattr(one_pass, name, self.portable)
+        if rows is not None:
+            self.cpu = partial(some_at_a_time, rows)
         self._cpu_on_mesh = cpu_on_mesh
         self._primitive = Primitive(name)
         self._primitive.multiple_results = True
@@ -92,6 +98,19 @@ class Operation:
         # With spmd_axis_name, only what is mapped varies over that axis.
         results = self._primitive.bind(*vary_alike(batched, batched), **static)
         return results, [0] * len(results)
+
+
+def jvp_of(f: Form, primals: Sequence[Array], tangents: Tangents) -> Any:
+    """As `jax.jvp`; a tangent may be `Zero`."""
+    moving = [i for i, t in enumerate(tangents) if not is_zero(t)]
+
+    def of_moving(*moved: Array) -> Array | Sequence[Array]:
+        arrays = list(primals)
+        for i, x in zip(moving, moved, strict=True):
+            arrays[i] = x
+        return f(*arrays)
+
+    return jax.jvp(of_moving, [primals[i] for i in moving], [tangents[i] for i in moving])
 
 
 def zero(x: Array) -> Zero:

@@ -26,7 +26,7 @@ from jaxsoftmax._xla.forms import (
     Lowered,
     Tangents,
     is_linear,
-    is_zero,
+    jvp_of,
     lower_form,
 )
 from jaxsoftmax._xla.layouts import Spec
@@ -147,15 +147,5 @@ class Program:
         results = jax.vmap(call.of(self._whole), in_axes=tuple(axes))(*leaves)
         return results, [0] * len(results)
 
-    def _jvp(
-        self, primals: Sequence[Array], tangents: Tangents, call: _Call
-    ) -> tuple[list[Array], list[Array]]:
-        moving = [i for i, t in enumerate(tangents) if not is_zero(t)]
-
-        def of_moving(*moved: Array) -> list[Array]:
-            leaves = list(primals)
-            for i, x in zip(moving, moved, strict=True):
-                leaves[i] = x
-            return call.of(self._whole)(*leaves)
-
-        return jax.jvp(of_moving, [primals[i] for i in moving], [tangents[i] for i in moving])
+    def _jvp(self, primals: Sequence[Array], tangents: Tangents, call: _Call) -> Any:
+        return jvp_of(call.of(self._whole), primals, tangents)
