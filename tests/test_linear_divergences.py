@@ -213,14 +213,14 @@ def test_a_fixed_teacher_takes_one_product():
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("both", [False, True])
 def test_temporaries_at_the_size_of_a_model(both):
-    """Float32 sums of the kernels' gradients, and less than three arrays of a chunk."""
+    """Float32 sums of the kernels' gradients, and three arrays of a chunk of 256 tokens."""
     n, d, e, v = 8192, 2304, 3072, 256000
     shapes = ((n, d), (d, v), (n, e), (e, v))
     at = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
     f = jax.value_and_grad(js.linear_kl_divergence, (0, 1, 2, 3) if both else (0, 1))
     memory = jax.jit(f).lower(*at).compile().memory_analysis()
     sums = 4 * v * (d + e if both else d)
-    assert memory.temp_size_in_bytes < sums + 2.5 * 4 * 256 * v
+    assert memory.temp_size_in_bytes < sums + 3 * 4 * 256 * v
 
 
 # --- over a mesh ----------------------------------------------------------------------------------
