@@ -12,6 +12,7 @@ NAMES = (
     "chapter",
     "distributions",
     "cross_entropy",
+    "kl_divergence",
     "linear_cross_entropy",
     "memory",
     "accuracy",

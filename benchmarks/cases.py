@@ -64,6 +64,11 @@ def _cross_entropy(shapes: Shapes) -> Iterator[Case]:
         yield Case("cross_entropy", direction, shape, dtype)
 
 
+def _divergences(shapes: Shapes) -> Iterator[Case]:
+    for shape, dtype, direction in product(shapes, DTYPES, ("forward", "value_and_grad")):
+        yield Case("kl_divergence", direction, shape, dtype)
+
+
 def _linear(shapes: Shapes) -> Iterator[Case]:
     for shape, dtype in product(shapes, DTYPES):
         for direction in ("forward", "value_and_grads"):
@@ -85,6 +90,7 @@ _SUITES = {
     "chapter": _Suite(_chapter, CHAPTER_SHAPES, CHAPTER_SHAPES, QUICK_SHAPES),
     "distributions": _Suite(_distributions, VOCABULARY_SHAPES, GPU_ROWS, QUICK_SHAPES),
     "cross_entropy": _Suite(_cross_entropy, VOCABULARY_SHAPES, GPU_ROWS, QUICK_SHAPES),
+    "kl_divergence": _Suite(_divergences, CHAPTER_SHAPES, GPU_ROWS, QUICK_SHAPES),
     "linear_cross_entropy": _Suite(_linear, LINEAR_SHAPES, GPU_LINEAR_SHAPES, QUICK_LINEAR_SHAPES),
 }
 TIMED_SUITES = tuple(_SUITES)

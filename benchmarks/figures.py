@@ -47,7 +47,7 @@ def _figures(name: str, rows: Rows) -> Iterator[tuple[str, Any]]:
             names = ("temporary memory, MiB", "million cycles, by the compiler")
             yield "frontier", _panels(panels, ("target", "shape"), _frontier, *names)
         return
-    if name not in ("distributions", "cross_entropy", "linear_cross_entropy"):
+    if name not in ("distributions", "cross_entropy", "kl_divergence", "linear_cross_entropy"):
         return
     timed = [_flat(row) for row in rows if row["median_s"] is not None]
     over = [row for row in timed if row["operation"] == "linear_chunks"]

@@ -70,6 +70,10 @@ def _logits_and_labels(case: Case, rng: np.random.Generator) -> tuple[Numbers, .
     return _logits(case, rng), rng.integers(0, classes, batch, dtype=np.int32)
 
 
+def _two_logits(case: Case, rng: np.random.Generator) -> tuple[Numbers, ...]:
+    return _logits(case, rng), _logits(case, rng)
+
+
 def _logits_and_cotangent(case: Case, rng: np.random.Generator) -> tuple[Numbers, ...]:
     if case.direction == "forward":
         return (_logits(case, rng),)
@@ -195,6 +199,25 @@ def _losses(logits: Numbers, labels: Numbers) -> Numbers:
     return -np.take_along_axis(log_p, labels[:, None], axis=-1)
 
 
+def _mean_divergence_errors(
+    direction: str, arrays: Sequence[Numbers], outputs: Sequence[Numbers]
+) -> Iterator[float]:
+    """1/N Σ p log(p/q), and its gradient (q − p)/N."""
+    rows = len(arrays[0])
+
+    def gradient(x: Numbers, y: Numbers) -> tuple[Numbers, Numbers]:
+        q, p = np.exp(_log_p(x)), np.exp(_log_p(y))
+        return (q - p) / rows, (q + p) / rows
+
+    exact = 0.0
+    for some in _blocks(arrays[0]):
+        log_q, log_p = (_log_p(array[some].astype(np.float64)) for array in arrays)
+        exact += (np.exp(log_p) * (log_p - log_q)).sum() / rows
+    yield _distance(outputs[0], exact, exact)
+    if direction == "value_and_grad":
+        yield from _row_wise(gradient)(arrays, outputs[1])
+
+
 class _Linear(NamedTuple):
     """The exact loss, and sampled rows and columns of the gradients with their magnitudes."""
 
@@ -257,6 +280,7 @@ _OPERATIONS = {
     "linear_chunks": _LINEAR_LOSS,
     "chapter": _MEAN_LOSS,
     "cross_entropy": _MEAN_LOSS,
+    "kl_divergence": _Operation(_two_logits, _mean_divergence_errors),
     "softmax": _distribution(_softmax, _softmax_vjp),
     "log_softmax": _distribution(_log_softmax, _log_softmax_vjp),
     "logsumexp": _distribution(_logsumexp, _logsumexp_vjp),

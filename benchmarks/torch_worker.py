@@ -29,6 +29,12 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "log_softmax": lambda logits: torch.log_softmax(logits, -1),
     "logsumexp": lambda logits: torch.logsumexp(logits, -1),
     "cross_entropy": F.cross_entropy,
+    "kl_divergence": lambda logits, target: F.kl_div(
+        torch.log_softmax(logits, -1),
+        torch.log_softmax(target, -1),
+        log_target=True,
+        reduction="batchmean",
+    ),
     "example_losses": lambda logits, labels: F.cross_entropy(logits, labels, reduction="none"),
     "linear_cross_entropy": _linear_cross_entropy,
     "chunked_linear_cross_entropy": _chunked_linear_cross_entropy,

@@ -35,6 +35,8 @@ def of(case: Case) -> Work:
         return Work(arrays, arrays if products > 1 else 0, flops)
     whole = math.prod(case.shape) * width
     rows = math.prod(case.shape[:-1]) * width
+    if case.operation == "kl_divergence":
+        return Work(2 * whole, rows if case.direction == "forward" else whole, 0)
     if case.direction == "forward":
         writes = case.operation in ("softmax", "log_softmax")
         return Work(whole, whole if writes else rows, 0)

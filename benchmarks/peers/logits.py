@@ -82,6 +82,27 @@ in_torch(
     platforms=("gpu",),
 )
 
+# --- mean divergence of the first logits' distribution from the second's --------------------------
+
+
+@implements("kl_divergence", OURS)
+def _(logits: Array, target_logits: Array) -> Array:
+    return jaxsoftmax.kl_divergence(logits, target_logits)
+
+
+@implements("kl_divergence", "optax", requires="optax")
+def _(logits: Array, target_logits: Array) -> Array:
+    return optax_divergences(logits, target_logits).mean()
+
+
+@implements("kl_divergence", "jax.nn")
+def _(logits: Array, target_logits: Array) -> Array:
+    log_q, log_p = jax.nn.log_softmax(logits), jax.nn.log_softmax(target_logits)
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1).mean()
+
+
+in_torch("kl_divergence", "torch")
+
 # --- cross entropy, one loss per example (for the accuracy suite) ----------------------------
 
 
