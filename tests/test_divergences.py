@@ -216,7 +216,7 @@ def test_many_rows(dtype):
     x, y = jnp.asarray(x, dtype), jnp.asarray(y, jnp.float32)
     f = partial(js.kl_divergence, beta=0.25, temperature=jnp.float32(1.5), reduction="sum")
     program = jax.jit(jax.value_and_grad(f, (0, 1))).lower(x, y).compile()
-    assert program.memory_analysis().temp_size_in_bytes < 2 * y.nbytes  # of float32
+    assert program.memory_analysis().temp_size_in_bytes < 3 * y.nbytes
     value, gradients = program(x, y)
     each = jax.jit(jax.vmap(jax.value_and_grad(f, (0, 1))))
     for start in (0, 700, rows - 100):
