@@ -11,7 +11,7 @@ from test_readme import MIB, rows
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TEXT = (BENCHMARKS / "README.md").read_text()
-SUITES = ("distributions", "cross_entropy", "linear_cross_entropy")
+SUITES = ("distributions", "cross_entropy", "kl_divergence", "linear_cross_entropy")
 LEVEL = 1.05  # times a peer's time
 
 

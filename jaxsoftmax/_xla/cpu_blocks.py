@@ -49,10 +49,10 @@ def divisor_near(classes: int, wanted: float) -> int | None:
 def some_at_a_time(
     form: Callable[..., Array | Sequence[Array]], *arrays: Array, **static: object
 ) -> Array | Sequence[Array]:
-    """A function of rows, of so many at a time that what it computes stays in the cache.
+    """form(*arrays), some rows at a time, so that what it computes stays in the cache.
 
-    Of whole arrays XLA:CPU writes whatever is read twice to memory (JAX 0.12, a divergence of
-    1024 x 32000 float32: 300 ms and 406 MiB, so 112 and 3).
+    Of whole arrays XLA:CPU writes what is read twice to memory (JAX 0.12, a divergence of
+    1024 x 32000 float32: 300 ms and 406 MiB, some rows at a time 112 ms and 3 MiB).
     """
     *batch, classes = arrays[0].shape
     if is_small(arrays[0]) or not all(isinstance(size, int) for size in arrays[0].shape):
@@ -64,7 +64,7 @@ def some_at_a_time(
         return form(*(lax.dynamic_slice_in_dim(x, start, step) for x in flat), **static)
 
     def put(k: Array, found: Any) -> Any:
-        start = jnp.minimum(k * step, rows - step)  # the last ones again where rows are left
+        start = jnp.minimum(k * step, rows - step)  # the last step may reach back
         update = partial(lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
         return jax.tree.map(update, found, of_rows(start))
 

@@ -27,7 +27,7 @@ from jaxsoftmax._xla.masks import is_class, keep, nan_where
 _FEWEST_CLASSES = 64  # below this a mask costs nothing
 _BLOCK = 50.0  # numbers: maxima and sums of such blocks are as fast to find as that of the row
 _LONGEST_ROW = 32768
-_STORED = 1 << 24  # terms of half precision that are worth an array
+_STORED = 1 << 24  # numbers: of more in half precision the terms are not stored
 
 
 def row_state(logits: Array, label: Array, *scale: Array) -> tuple[Array, Array, Array]:
@@ -46,8 +46,8 @@ def row_state_and_terms(
 
     Beside a gradient XLA:CPU writes the terms to memory, to overwrite them with the gradient. Many
     are summed before the label is masked (JAX 0.12, 1024 x 32000: 104 ms, masked first 145). Those
-    of half precision are an array more, which pays up to some size (8192 x 1000 bfloat16, with the
-    gradient: 4.6 ms, without the array 7.2; 1024 x 32000: 56 and 55).
+    of half precision are an array more, which pays below `_STORED` numbers (8192 x 1000 bfloat16,
+    with the gradient: 4.6 ms, without the array 7.2; 1024 x 32000: 56 and 55).
     """
     if logits.dtype != accumulator(logits.dtype) and not is_small(logits, _STORED):
         return portable.row_state_and_terms(logits, label, *scale, of=row_state)

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.core import ShapedArray
+from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -45,18 +46,18 @@ class Operation:
     `one_pass`   for an accelerator that has whole rows.
 
     `like` is any function whose results have the same types, as cheap to trace as can be. Arrays
-    have any number of leading batch axes, the same ones on each. A function `rows` of rows, each by
-    itself, is its own definition, of which a CPU takes some rows at a time.
+    have any number of leading batch axes, the same ones on each. Where no row depends on
+    another, `rows` is the definition, given here and not by name; a CPU runs it on some rows at a
+    time.
     """
 
     def __init__(
         self, name: str, like: Form, rows: Form | None = None, *, cpu_on_mesh: bool = False
     ) -> None:
         self.portable: Form = rows or getattr(portable, name)
-        self.cpu: Form = getattr(cpu, name, self.portable)
+        of_rows = partial(some_at_a_time, rows) if rows else self.portable
+        self.cpu: Form = getattr(cpu, name, of_rows)
         self.one_pass: Form = getattr(one_pass, name, self.portable)
-        if rows is not None:
-            self.cpu = partial(some_at_a_time, rows)
         self._cpu_on_mesh = cpu_on_mesh
         self._primitive = Primitive(name)
         self._primitive.multiple_results = True
@@ -101,7 +102,7 @@ class Operation:
 
 
 def jvp_of(f: Form, primals: Sequence[Array], tangents: Tangents) -> Any:
-    """As `jax.jvp`; a tangent may be `Zero`."""
+    """`jax.jvp` of f by the operands whose tangent is not 0."""
     moving = [i for i, t in enumerate(tangents) if not is_zero(t)]
 
     def of_moving(*moved: Array) -> Array | Sequence[Array]:
@@ -120,7 +121,7 @@ def zero(x: Array) -> Zero:
 
 def is_zero(tangent: object) -> bool:
     """Whether a rule was given no tangent."""
-    return isinstance(tangent, Zero)
+    return isinstance(tangent, Zero | SymbolicZero)
 
 
 def is_linear(operand: object) -> bool:

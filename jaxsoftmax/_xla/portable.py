@@ -39,7 +39,7 @@ def row_state_and_terms(
 ) -> tuple[Array, Array, Array, Array]:
     """The state, and the terms of its sum.
 
-    Of half precision the gradient is no array of terms, and each pass makes its own.
+    In half precision these cannot become the gradient in their place, and each pass makes its own.
     """
     state = of(logits, label, *scale)
     terms = shared_terms if logits.dtype == accumulator(logits.dtype) else row_terms
