@@ -111,6 +111,21 @@ def test_the_conclusions_hold():
         "{:.2f} and {:.2f} of the time of the fastest other peer in float32, "
         "{:.2f} and {:.2f} in bfloat16.".format(*linear)
     ) in text
+    divergence = {
+        shape: [
+            times["jaxsoftmax"] / times[peer]
+            for (operation, of, forward, size), times in SECONDS.items()
+            if (operation, of, size) == ("kl_divergence", dtype, shape) and forward in directions
+            for peer in ("optax", "jax.nn")
+        ]
+        for shape, dtype, directions in (
+            ("1024x32000", "float32", (False,)),
+            ("8192x1000", "float32", (True, False)),
+        )
+    }
+    assert "in {:.2f} and {:.2f} of their time".format(*divergence["1024x32000"]) in text
+    low, high = min(divergence["8192x1000"]), max(divergence["8192x1000"])
+    assert f"it takes {low:.1f} to {high:.1f} times theirs in float32" in text
     forward, both = (
         rows("memory", "cpu", computed=computed, dtypes="bfloat16")
         for computed in ("forward", "value and both gradients")
