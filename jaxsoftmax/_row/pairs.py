@@ -48,7 +48,7 @@ class _Rows(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Two rows, class by class."""
+    """Two rows, class by class; what does not exist is excluded, or −inf."""
 
     p: PerClass  # of the target; 0 where it does not exist
     q: PerClass
@@ -88,6 +88,7 @@ def _rows(
             row = _row.of_pivot(z, largest, mesh_axis, temperature).row
             top = entry(keep(z, z != -jnp.inf), largest, mesh_axis)
             return _Side(finite(top), keep(row.loss, row.loss < jnp.inf), row.top != -jnp.inf)
+        # Of a value any class may be the pivot: class 0, for which no pass has to look.
         first = mesh.to_shard(0 * ones_of_rows(z, np.dtype(np.int32)), z.shape[-1], mesh_axis)
         row = _row.of_pivot(z, first, mesh_axis, temperature).row
         return _Side(finite(row.top), row.excess, row.top != -jnp.inf)
@@ -99,6 +100,7 @@ def _rows(
     if moves:
         motion_x, motion_y = _motion(x, y, mesh_axis)
         top_x, top_y = top_x + motion_x, top_y + motion_y
+    # b = (max x − max y) + t (loss of x − loss of y), a constant but for the motion.
     base, low = two_difference(top_x, top_y)
     base, lower = two_difference(base, -shift)
     rows = _Rows(of_x, of_y, (base, low + lower), jnp.zeros_like(shift))
