@@ -242,7 +242,8 @@ def test_the_second_derivative_of_a_confident_row(beta):
     np.testing.assert_allclose(found if beta == 0.0 else -found, expected, rtol=1e-5)
 
 
-@each_beta
+@pytest.mark.exhaustive(every=3, cover=False)
+@pytest.mark.parametrize("beta", [0.25, 0.0, 1.0])
 def test_second_derivatives_beside_classes_that_do_not_exist(beta):
     """Reverse mode twice, where a row has no class or all that exist are low."""
     x = jnp.array([[-200.0, -201.0, 0.0], [1.0, 2.0, 3.0]])
@@ -254,7 +255,7 @@ def test_second_derivatives_beside_classes_that_do_not_exist(beta):
 
     for arg in (0, 1):
         at = (x, jnp.float32(1.5))
-        twice = [outer(jax.grad(f, arg), arg)(*at) for outer in (jax.jacrev, jax.jacfwd)]
+        twice = [compiled(outer(jax.grad(f, arg), arg))(*at) for outer in (jax.jacrev, jax.jacfwd)]
         assert np.isfinite(twice).all()
         np.testing.assert_allclose(*twice, rtol=1e-4, atol=1e-7)
 
