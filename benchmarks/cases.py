@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import product
 
 DTYPES = ("float32", "bfloat16")
@@ -47,9 +48,9 @@ class Case:
 Shapes = Sequence[tuple[int, ...]]
 
 
-def _chapter(shapes: Shapes) -> Iterator[Case]:
+def _mean(operation: str, shapes: Shapes) -> Iterator[Case]:
     for shape, dtype, direction in product(shapes, DTYPES, ("forward", "value_and_grad")):
-        yield Case("chapter", direction, shape, dtype)
+        yield Case(operation, direction, shape, dtype)
 
 
 def _distributions(shapes: Shapes) -> Iterator[Case]:
@@ -57,16 +58,6 @@ def _distributions(shapes: Shapes) -> Iterator[Case]:
     for operation, shape, dtype in product(operations, shapes, DTYPES):
         for direction in ("forward", "vjp"):
             yield Case(operation, direction, shape, dtype)
-
-
-def _cross_entropy(shapes: Shapes) -> Iterator[Case]:
-    for shape, dtype, direction in product(shapes, DTYPES, ("forward", "value_and_grad")):
-        yield Case("cross_entropy", direction, shape, dtype)
-
-
-def _divergences(shapes: Shapes) -> Iterator[Case]:
-    for shape, dtype, direction in product(shapes, DTYPES, ("forward", "value_and_grad")):
-        yield Case("kl_divergence", direction, shape, dtype)
 
 
 def _linear(shapes: Shapes) -> Iterator[Case]:
@@ -87,10 +78,14 @@ class _Suite:
 
 
 _SUITES = {
-    "chapter": _Suite(_chapter, CHAPTER_SHAPES, CHAPTER_SHAPES, QUICK_SHAPES),
+    "chapter": _Suite(partial(_mean, "chapter"), CHAPTER_SHAPES, CHAPTER_SHAPES, QUICK_SHAPES),
     "distributions": _Suite(_distributions, VOCABULARY_SHAPES, GPU_ROWS, QUICK_SHAPES),
-    "cross_entropy": _Suite(_cross_entropy, VOCABULARY_SHAPES, GPU_ROWS, QUICK_SHAPES),
-    "kl_divergence": _Suite(_divergences, CHAPTER_SHAPES, GPU_ROWS, QUICK_SHAPES),
+    "cross_entropy": _Suite(
+        partial(_mean, "cross_entropy"), VOCABULARY_SHAPES, GPU_ROWS, QUICK_SHAPES
+    ),
+    "kl_divergence": _Suite(
+        partial(_mean, "kl_divergence"), CHAPTER_SHAPES, GPU_ROWS, QUICK_SHAPES
+    ),
     "linear_cross_entropy": _Suite(_linear, LINEAR_SHAPES, GPU_LINEAR_SHAPES, QUICK_LINEAR_SHAPES),
 }
 TIMED_SUITES = tuple(_SUITES)

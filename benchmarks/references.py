@@ -176,46 +176,53 @@ def _distribution(forward: Callable[..., Any], vjp: Callable[..., Any]) -> _Oper
     )
 
 
-def _mean_loss_errors(
-    direction: str, arrays: Sequence[Numbers], outputs: Sequence[Numbers]
-) -> Iterator[float]:
-    """−1/N Σ log p_y, and its gradient (p − y)/N."""
-    logits, labels = arrays
+def _mean_errors(
+    of_rows: Callable[..., Numbers], gradient: Callable[..., tuple[Numbers, Numbers]]
+) -> Callable[..., Iterator[float]]:
+    """Errors of 1/N Σ of the rows, and of its gradient, given N times that and its terms."""
 
-    def gradient(x: Numbers, y: Numbers) -> tuple[Numbers, Numbers]:
-        p = np.exp(_log_p(x))
-        one_hot = np.arange(x.shape[-1]) == y[:, None]
-        return (p - one_hot) / len(logits), (p + one_hot) / len(logits)
+    def errors(
+        direction: str, arrays: Sequence[Numbers], outputs: Sequence[Numbers]
+    ) -> Iterator[float]:
+        count = len(arrays[0])
 
-    total = sum(_losses(logits[rows], labels[rows]).sum() for rows in _blocks(logits))
-    exact = total / len(logits)
-    yield _distance(outputs[0], exact, exact)
-    if direction == "value_and_grad":
-        yield from _row_wise(gradient)(arrays, outputs[1])
+        def of_mean(*some: Numbers) -> tuple[Numbers, Numbers]:
+            exact, terms = gradient(*some)
+            return exact / count, terms / count
+
+        total = sum(
+            of_rows(*(array[rows].astype(np.float64) for array in arrays)).sum()
+            for rows in _blocks(arrays[0])
+        )
+        exact = total / count
+        yield _distance(outputs[0], exact, exact)
+        if direction == "value_and_grad":
+            yield from _row_wise(of_mean)(arrays, outputs[1])
+
+    return errors
 
 
-def _losses(logits: Numbers, labels: Numbers) -> Numbers:
-    log_p = _log_p(logits.astype(np.float64))
-    return -np.take_along_axis(log_p, labels[:, None], axis=-1)
+def _losses(x: Numbers, y: Numbers) -> Numbers:
+    """−log p_y."""
+    return -np.take_along_axis(_log_p(x), y[:, None].astype(np.int64), axis=-1)
 
 
-def _mean_divergence_errors(
-    direction: str, arrays: Sequence[Numbers], outputs: Sequence[Numbers]
-) -> Iterator[float]:
-    """1/N Σ p log(p/q), and its gradient (q − p)/N."""
-    rows = len(arrays[0])
+def _loss_gradient(x: Numbers, y: Numbers) -> tuple[Numbers, Numbers]:
+    """p − y."""
+    p, one_hot = np.exp(_log_p(x)), np.arange(x.shape[-1]) == y[:, None]
+    return p - one_hot, p + one_hot
 
-    def gradient(x: Numbers, y: Numbers) -> tuple[Numbers, Numbers]:
-        q, p = np.exp(_log_p(x)), np.exp(_log_p(y))
-        return (q - p) / rows, (q + p) / rows
 
-    exact = 0.0
-    for some in _blocks(arrays[0]):
-        log_q, log_p = (_log_p(array[some].astype(np.float64)) for array in arrays)
-        exact += (np.exp(log_p) * (log_p - log_q)).sum() / rows
-    yield _distance(outputs[0], exact, exact)
-    if direction == "value_and_grad":
-        yield from _row_wise(gradient)(arrays, outputs[1])
+def _divergences(x: Numbers, y: Numbers) -> Numbers:
+    """Σ p log(p/q)."""
+    log_q, log_p = _log_p(x), _log_p(y)
+    return (np.exp(log_p) * (log_p - log_q)).sum(-1)
+
+
+def _divergence_gradient(x: Numbers, y: Numbers) -> tuple[Numbers, Numbers]:
+    """q − p."""
+    q, p = np.exp(_log_p(x)), np.exp(_log_p(y))
+    return q - p, q + p
 
 
 class _Linear(NamedTuple):
@@ -273,14 +280,14 @@ def _linear_errors(direction: str, exact: _Linear, outputs: Sequence[Numbers]) -
     yield _distance(outputs[2][:, exact.columns], *exact.of_kernel)
 
 
-_MEAN_LOSS = _Operation(_logits_and_labels, _mean_loss_errors)
+_MEAN_LOSS = _Operation(_logits_and_labels, _mean_errors(_losses, _loss_gradient))
 _LINEAR_LOSS = _Operation(_hidden_kernel_and_labels, _linear_errors, _prepare_linear)
 _OPERATIONS = {
     "linear_cross_entropy": _LINEAR_LOSS,
     "linear_chunks": _LINEAR_LOSS,
     "chapter": _MEAN_LOSS,
     "cross_entropy": _MEAN_LOSS,
-    "kl_divergence": _Operation(_two_logits, _mean_divergence_errors),
+    "kl_divergence": _Operation(_two_logits, _mean_errors(_divergences, _divergence_gradient)),
     "softmax": _distribution(_softmax, _softmax_vjp),
     "log_softmax": _distribution(_log_softmax, _log_softmax_vjp),
     "logsumexp": _distribution(_logsumexp, _logsumexp_vjp),

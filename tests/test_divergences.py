@@ -25,20 +25,22 @@ _random = np.random.default_rng(5)
 X, Y = _random.normal(size=(2, 4, 6))
 
 
+def distribution(row, temperature=1.0):
+    """Softmax with as many digits as mpmath has."""
+    e = [mpmath.exp(mpmath.mpf(float(v)) / temperature) if v > -INF else 0 for v in row]
+    return [v / sum(e) for v in e]
+
+
 def exact(x, y, beta=0.0, temperature=1.0):
     """With 50 digits, of one row each."""
     with mpmath.workdps(50):
-
-        def distribution(row):
-            e = [mpmath.exp(mpmath.mpf(float(v)) / temperature) if v > -INF else 0 for v in row]
-            return [v / sum(e) for v in e]
 
         def divergence(a, b):
             if any(u > 0 and v == 0 for u, v in zip(a, b, strict=True)):
                 return mpmath.inf
             return sum(u * mpmath.log(u / v) for u, v in zip(a, b, strict=True) if u > 0)
 
-        p, q = distribution(y), distribution(x)
+        p, q = distribution(y, temperature), distribution(x, temperature)
         if beta == 0.0:
             return divergence(p, q)
         if beta == 1.0:
@@ -234,8 +236,7 @@ def test_the_second_derivative_of_a_confident_row(beta):
     with mpmath.workdps(50):
         parts = []
         for z, dot in zip((x, y), dots, strict=True):
-            e = [mpmath.exp(mpmath.mpf(float(v))) for v in z]
-            p = [v / sum(e) for v in e]
+            p = distribution(z)
             mean = sum(a * mpmath.mpf(float(b)) for a, b in zip(p, dot, strict=True))
             parts.append([a * (mpmath.mpf(float(b)) - mean) for a, b in zip(p, dot, strict=True)])
         expected = [float(a - b) for a, b in zip(*parts, strict=True)]

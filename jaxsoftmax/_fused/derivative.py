@@ -16,7 +16,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.custom_derivatives import SymbolicZero, zero_from_primal
+from jax.custom_derivatives import zero_from_primal
 from jaxtyping import Float
 
 from jaxsoftmax._fused import passes
@@ -24,6 +24,7 @@ from jaxsoftmax._fused.given import Differentiable, Given, Wanted
 from jaxsoftmax._fused.plan import Plan
 from jaxsoftmax._row.losses import RowLosses
 from jaxsoftmax._xla import mesh
+from jaxsoftmax._xla.forms import is_zero
 from jaxsoftmax._xla.masks import counted
 from jaxsoftmax._xla.shardings import vary_alike
 
@@ -100,7 +101,7 @@ rows.defjvp(_rows_jvp, symbolic_zeros=True)
 
 def _nonzero(tangents: Given) -> Given:
     """None for a tangent that is 0."""
-    return jax.tree.map(lambda t: None if isinstance(t, SymbolicZero) else t, tangents)
+    return jax.tree.map(lambda t: None if is_zero(t) else t, tangents)
 
 
 def _tangents_of_rows(

@@ -70,9 +70,8 @@ def _value_and_gradients(
     x: PerClass, y: PerClass, *temperature: PerRow, static: _Static
 ) -> tuple[Array, ...]:
     beta, _, mesh_axis, wanted, moves = static
-    t = _temperature(temperature, static)
-    pair = pair_of(x, y, t, mesh_axis, moves=moves)
-    gradients = zip(_gradients(pair, beta, mesh_axis), wanted, strict=True)
+    pair = pair_of(x, y, _temperature(temperature, static), mesh_axis, moves=moves)
+    gradients = _gradients(pair, beta, mesh_axis) if any(wanted) else ()
     p, q, d, only_p, only_q, any_p, _ = pair.exchanged() if beta == 1.0 else pair
     if beta in (0.0, 1.0):
         terms = keep(_term(p, q, d), ~only_p, jnp.inf)
@@ -82,12 +81,12 @@ def _value_and_gradients(
         to_q = _log_mixed(-d, beta, only_q)
         terms = beta * _term(p, m, to_p) + (1.0 - beta) * _term(q, m, to_q)
     value = keep(over_classes(terms, mesh_axis), any_p)
-    return value, *(g for g, is_wanted in gradients if is_wanted)
+    return value, *itertools.compress(gradients, wanted)
 
 
 def _like(x: PerClass, y: PerClass, *_: PerRow, static: _Static) -> tuple[Array, ...]:
     gradient = widen(x) + widen(y)
-    return jnp.sum(gradient, axis=-1), *(gradient for is_wanted in static.wanted if is_wanted)
+    return jnp.sum(gradient, axis=-1), *(gradient,) * sum(static.wanted)
 
 
 _divergence_here = Operation("divergence", _like, _value_and_gradients)

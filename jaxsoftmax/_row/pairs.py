@@ -38,12 +38,15 @@ class _Side(NamedTuple):
     exists: Bool[Array, "..."]  # whether it has a class
 
 
+_Base = tuple[PerRow, PerRow]  # b as two numbers
+
+
 class _Rows(NamedTuple):
     """What is known of both."""
 
     x: _Side
     y: _Side
-    base: tuple[PerRow, PerRow]  # b as two numbers
+    base: _Base
     offset: PerRow  # log Σ_j p_j e^δ_j
 
 
@@ -84,9 +87,9 @@ def _rows(
 ) -> _Rows:
     def side(z: PerClass) -> _Side:
         if moves:  # exact derivatives of a likely class are relative to it
-            largest = largest_class(z, mesh_axis)
-            row = _row.of_pivot(z, largest, mesh_axis, temperature).row
-            top = entry(keep(z, z != -jnp.inf), largest, mesh_axis)
+            here = largest_class(z, mesh_axis)
+            row = _row.of_pivot(z, here, mesh_axis, temperature).row
+            top = entry(keep(z, z != -jnp.inf), here, mesh_axis)
             return _Side(finite(top), keep(row.loss, row.loss < jnp.inf), row.top != -jnp.inf)
         # Of a value any class may be the pivot: class 0, for which no pass has to look.
         first = mesh.to_shard(0 * ones_of_rows(z, np.dtype(np.int32)), z.shape[-1], mesh_axis)
@@ -103,15 +106,15 @@ def _rows(
     # b = (max x − max y) + t (loss of x − loss of y), a constant but for the motion.
     base, low = two_difference(top_x, top_y)
     base, lower = two_difference(base, -shift)
-    rows = _Rows(of_x, of_y, (base, low + lower), jnp.zeros_like(shift))
+    of_base = (base, low + lower)
     x, y = _apart(x, y)
-    delta, p = _delta(x, y, rows, temperature), _probabilities(y, of_y, temperature)
+    delta, p = _delta(x, y, of_base, temperature), _probabilities(y, of_y, temperature)
     seen = _Side(top_x + (of_y.top - top_y), of_y.loss + over(shift, temperature), of_x.exists)
     moved = _probabilities(x, seen, temperature)  # p_j e^δ_j
     near = (jnp.abs(delta) < NEAR) & (x != -jnp.inf) & (y != -jnp.inf)
     terms = lax.select(near, p * expm1(keep(delta, near)), moved - p)
     rest = keep(over_classes(terms, mesh_axis), of_x.exists)
-    return rows._replace(offset=jnp.log1p(rest))
+    return _Rows(of_x, of_y, of_base, jnp.log1p(rest))
 
 
 def _motion(x: PerClass, y: PerClass, mesh_axis: AxisName) -> list[PerRow]:
@@ -135,7 +138,7 @@ def pair_of(
     x, y = _apart(x, y)
     p_exists, q_exists = y != -jnp.inf, x != -jnp.inf
     p, q = _probabilities(y, rows.y, temperature), _probabilities(x, rows.x, temperature)
-    delta = _delta(x, y, rows, temperature)
+    delta = _delta(x, y, rows.base, temperature)
     d = keep(finite(delta - spread(rows.offset, x)), p_exists & q_exists)
     only_p, only_q = p_exists & ~q_exists, q_exists & ~p_exists
     return Pair(p, q, d, only_p, only_q, rows.y.exists, rows.x.exists)
@@ -147,11 +150,11 @@ def _probabilities(x: PerClass, side: _Side, temperature: Temperature | None) ->
     return keep(jnp.exp(below - spread(side.loss, x)), exists)
 
 
-def _delta(x: PerClass, y: PerClass, rows: _Rows, temperature: Temperature | None) -> PerClass:
+def _delta(x: PerClass, y: PerClass, of_base: _Base, temperature: Temperature | None) -> PerClass:
     """δ; 0 where either class does not exist."""
     p_exists, q_exists = y != -jnp.inf, x != -jnp.inf
     high, low = two_difference(keep(x, q_exists), keep(y, p_exists))
-    base, below = (spread(z, x) for z in rows.base)
+    base, below = (spread(z, x) for z in of_base)
     return keep(over((high - base) + (low - below), temperature), p_exists & q_exists)
 
 

@@ -8,7 +8,6 @@ of 8192 x 1000: 2.1 ms, treated 3.3). In such rows, as in those with a NaN, the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TypeVar
 
 import jax
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxsoftmax._xla import portable
-from jaxsoftmax._xla.cpu_blocks import is_small
+from jaxsoftmax._xla.cpu_blocks import is_sized, is_small, with_rows
 from jaxsoftmax._xla.dtypes import finite, widen
 from jaxsoftmax._xla.masks import at_least
 
@@ -28,8 +27,7 @@ _Results = TypeVar("_Results", Array, tuple[Array, Array])
 
 def is_plain(logits: Array) -> bool:
     """Whether the textbook's formulas are faster: many float32 numbers."""
-    sized = all(isinstance(size, int) for size in logits.shape)  # no symbolic dimension
-    return sized and logits.dtype == jnp.float32 and not is_small(logits)
+    return is_sized(logits) and logits.dtype == jnp.float32 and not is_small(logits)
 
 
 def is_one_loop(logits: Array) -> bool:
@@ -76,10 +74,8 @@ def repaired(
 
     def repair(state: tuple[Array, _Results]) -> tuple[Array, _Results]:
         start, found = state
-        start = jnp.minimum(start, rows - step)
-        new = form(*(lax.dynamic_slice_in_dim(of_rows(x), start, step) for x in operands))
-        update = partial(lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
-        return first_bad(start + step), jax.tree.map(update, found, new)
+        found = with_rows(found, form, list(map(of_rows, operands)), start, step)
+        return first_bad(start + step), found
 
     first = first_bad(0), jax.tree.map(of_rows, results)
     _, found = lax.while_loop(lambda state: state[0] < rows, repair, first)
