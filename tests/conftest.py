@@ -1,7 +1,8 @@
-"""Strict JAX for every test, shapes checked at run time in the private modules, grids in slices."""
+"""Strict JAX for every test; grids in slices, or whole and with shapes checked at run time."""
 
 import gc
 import os
+import shutil
 from collections import defaultdict
 
 # Eight virtual devices on the CPU, so that sharded code has a mesh to run on. Set before JAX wakes.
@@ -17,9 +18,8 @@ from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 # Public functions raise errors of their own for wrong shapes; the modules behind them promise
-# theirs in annotations.
+# theirs in annotations, which the exhaustive run checks.
 CHECKED = ["_batch", "_fused", "_row", "_xla"]
-install_import_hook([f"jaxsoftmax.{name}" for name in CHECKED], "beartype.beartype")
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -47,12 +47,37 @@ def pytest_addoption(parser):
 # exhaustive run has the code that users run.
 QUICK_COMPILATION = " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
+# They are kept beside pytest's own cache: tests share some, and a second run compiles only what
+# has changed. (`pytest --cache-clear` empties it.)
+KEPT_PROGRAMS = 1 << 30  # bytes
+
 
 def pytest_configure(config):
     exhaustive = config.getoption("--exhaustive")
     settings.load_profile("exhaustive" if exhaustive else "default")
-    if not exhaustive:
+    if exhaustive:
+        install_import_hook([f"jaxsoftmax.{name}" for name in CHECKED], "beartype.beartype")
+    else:
         os.environ["XLA_FLAGS"] += QUICK_COMPILATION  # before JAX has a backend
+        keep_programs(config)
+
+
+def keep_programs(config):
+    if not config.pluginmanager.hasplugin("cacheprovider"):
+        return
+    folder = config.cache.mkdir("programs")
+    in_worker = hasattr(config, "workerinput")
+    if not in_worker and sum(file.stat().st_size for file in folder.iterdir()) > KEPT_PROGRAMS:
+        shutil.rmtree(folder)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def pytest_collection_finish():
+    """What the suite has imported stays: no collection need visit it."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -66,6 +66,7 @@ def assert_accurate(x, label, tolerance, smallest=SMALLEST):
 MARGINS = np.concatenate([np.linspace(0.0, 80.0, 121), np.linspace(1e-3, 1.0, 20), [84.0, 86.0]])
 
 
+@pytest.mark.exhaustive(every=2, cover=False)
 @pytest.mark.parametrize("classes", [2, 3, 10, 64, 1000])
 def test_confident_labels(classes):
     """Margins from 0 to 80, whose own rounding, half an ulp of 64, would cost 4e-6 by itself."""
@@ -398,6 +399,7 @@ def test_extremes():
     check_extremes()
 
 
+@pytest.mark.exhaustive  # the default run does so in `test_extremes`
 def test_extremes_without_compiler_optimisation():
     """The same numbers from a backend that rewrites nothing: no result rests on a rewrite."""
     here = pathlib.Path(__file__).parent

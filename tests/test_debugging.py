@@ -56,14 +56,14 @@ def nans_found(f, *arrays):
     return error.get()
 
 
-@pytest.mark.exhaustive(every=27, cover=False, thin=2)
+@pytest.mark.exhaustive(every=36, cover=False, thin=2)
 @pytest.mark.parametrize(("function", "row"), ROWS)
 def test_checkify_finds_no_nan(function, row):
     case, vector = single(table.make_case(function, table.ROWS[function][row]))
     assert nans_found(everything(case), vector) is None
 
 
-@pytest.mark.exhaustive(every=29, cover=False, thin=4)
+@pytest.mark.exhaustive(every=60, cover=False, thin=4)
 @pytest.mark.parametrize("implementation", ["chunked", "streamed"])
 @pytest.mark.parametrize(
     ("kind", "row"),
@@ -76,7 +76,7 @@ def test_checkify_finds_no_nan_in_the_linear_loss(kind, row, implementation):
     assert nans_found(everything(case), vector) is None
 
 
-@pytest.mark.exhaustive(every=13, cover=False, thin=2)
+@pytest.mark.exhaustive(every=29, cover=False, thin=2)
 @pytest.mark.parametrize(("function", "row"), ROWS)
 def test_debug_nans_without_jit(function, row):
     case, vector = single(table.make_case(function, table.ROWS[function][row]))
@@ -107,7 +107,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.exhaustive(every=15, thin=2, cover=False)
+@pytest.mark.exhaustive(every=31, thin=2, cover=False)
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("row", LOGITS)
 @pytest.mark.parametrize("labels", [[0], [[0.0, 1.0, 0.0]]], ids=["index", "soft"])

@@ -191,17 +191,22 @@ def test_forms_of_softmax_agree(classes, dtype, x64):
     tolerance = {"rtol": 2e-6, "atol": 1e-6}
     if dtype == "float64":
         tolerance = {"rtol": 1e-12, "atol": 1e-15}
-    p = [module.softmax(logits) for module in (portable, cpu, one_pass)]
-    tangents = [jax.jit(m.softmax_tangent)(logits, v) for m in (portable, cpu, one_pass)]
-    times = [m.softmax_times(logits, v[:, 0]) for m in (portable, cpu, one_pass)]
-    means = [m.softmax_mean(logits, v) for m in (portable, cpu, one_pass)]
-    logs = [module.log_softmax(logits) for module in (portable, cpu, one_pass)]
+
+    def results(module):
+        return (
+            module.softmax(logits),
+            module.softmax_tangent(logits, v),
+            module.softmax_times(logits, v[:, 0]),
+            module.softmax_mean(logits, v),
+            module.log_softmax(logits),
+            module.log_softmax_tangent(logits, v),
+            module.log_softmax_gradient(logits, v),
+        )
+
+    of_each = [jax.jit(partial(results, m))() for m in (portable, cpu, one_pass)]
+    p, tangents, times, means, logs, *of_logs = zip(*of_each, strict=True)
     for got in logs[1:]:
         np.testing.assert_allclose(got, logs[0], **tolerance)
-    of_logs = [
-        [jax.jit(getattr(m, f"log_softmax_{name}"))(logits, v) for m in (portable, cpu, one_pass)]
-        for name in ("tangent", "gradient")
-    ]
     for found in of_logs:
         np.testing.assert_array_equal(found[1][:3], 0.0)
         assert found[1][4, -1] == 0.0
@@ -260,10 +265,12 @@ def gradient_of_log_softmax(logits, g):
     return np.where(moves & exists, expected, 0.0), np.where(moves & exists, size, 0.0)
 
 
+@pytest.mark.exhaustive(every=2, cover=False)
 @pytest.mark.parametrize(
     ("n", "classes"), [(300, 700), (4099, 40), (130, 1500), (5, 70_000), (140_000, 1)]
 )
-def test_gradients_of_log_softmax_of_many_rows(n, classes):
+@pytest.mark.parametrize("vmapped", [False, True])
+def test_gradients_of_log_softmax_of_many_rows(n, classes, vmapped):
     """Confident rows, whatever the margin and class, and rows with infinite logits, or a NaN."""
     logits, g = np.array(rows(n, classes)), np.array(rows(n, classes, 1.0)[::-1])
     which, margins = np.arange(0, n, 2), np.linspace(0.0, 80.0, (n + 1) // 2)
@@ -276,12 +283,13 @@ def test_gradients_of_log_softmax_of_many_rows(n, classes):
     logits[::11, 0] = -np.inf
     logits[1, 0], logits[2, -1], logits[3, :] = np.nan, np.inf, -np.inf
     expected, size = gradient_of_log_softmax(np.delete(logits, 1, 0), np.delete(g, 1, 0))
-    for f in (cpu.log_softmax_gradient, jax.vmap(cpu.log_softmax_gradient)):
-        batch = logits.shape if f is cpu.log_softmax_gradient else (1, *logits.shape)
-        found = np.array(jax.jit(f)(logits.reshape(batch), g.reshape(batch))).reshape(logits.shape)
-        assert np.isnan(found[1]).all()
-        # Half an ulp of x − m, up to 40 here, is 2e-6 of its exponential.
-        assert (np.abs(np.delete(found, 1, 0) - expected) <= 4e-6 * size + 1e-30).all()
+    f, batch = cpu.log_softmax_gradient, logits.shape
+    if vmapped:
+        f, batch = jax.vmap(f), (1, *batch)
+    found = np.array(jax.jit(f)(logits.reshape(batch), g.reshape(batch))).reshape(logits.shape)
+    assert np.isnan(found[1]).all()
+    # Half an ulp of x − m, up to 40 here, is 2e-6 of its exponential.
+    assert (np.abs(np.delete(found, 1, 0) - expected) <= 4e-6 * size + 1e-30).all()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

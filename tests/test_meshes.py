@@ -155,7 +155,7 @@ def on_one_device(loss):
     return f, f(*arrays_of())
 
 
-@pytest.mark.exhaustive(every=26, thin=3, cover=False)
+@pytest.mark.exhaustive(every=53, thin=3, cover=False)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -188,7 +188,7 @@ def products_on_one_device(loss):
     return f, arrays, f(*arrays)
 
 
-@pytest.mark.exhaustive(every=26, thin=5, cover=False)
+@pytest.mark.exhaustive(every=39, thin=5, cover=False)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("loss", ["mean", "none", "streamed"])
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -210,6 +210,7 @@ def test_reverse_over_reverse():
     assert_close(found, jax.jit(f)(*map(jnp.asarray, arrays)))
 
 
+@pytest.mark.exhaustive(every=2, cover=False)
 @pytest.mark.parametrize("kind", KINDS)
 def test_transformations_around_it(kind):
     """vmap, remat, scan and a nested jit."""

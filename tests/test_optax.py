@@ -327,7 +327,7 @@ def assert_close(got: list[Any], expected: list[Any], tolerances: Any = None) ->
         np.testing.assert_allclose(oracles.f64(ours), theirs, *tolerance)
 
 
-@pytest.mark.exhaustive(every=7, cover=False)
+@pytest.mark.exhaustive(every=9, cover=False)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("peer", PEERS)
 def test_peer(peer, dtype, tallies, record_property):

@@ -548,7 +548,7 @@ def everything_of(f):
     return compiled(everything)(*arrays)
 
 
-@pytest.mark.exhaustive(every=7, cover=False)
+@pytest.mark.exhaustive(every=11, cover=False)
 @pytest.mark.parametrize(
     "options",
     [{}, {"label_smoothing": 0.1, "z_loss": 0.01}, {"implementation": "streamed"}],

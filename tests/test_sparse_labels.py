@@ -122,7 +122,7 @@ def x64():
         yield
 
 
-@pytest.mark.exhaustive(every=11, cover=False)
+@pytest.mark.exhaustive(every=16, cover=False)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_as_soft_labels(name, path, x64):
@@ -155,16 +155,17 @@ def test_one_hot_labels_are_as_accurate_as_indices():
     np.testing.assert_allclose(found[1], expected[1], rtol=5e-7)
 
 
-def test_vmap_over_sets_of_weights():
+@pytest.mark.exhaustive(every=2, cover=False)
+@pytest.mark.parametrize("path", PATHS)
+def test_vmap_over_sets_of_weights(path):
     x = jnp.asarray(LOGITS, jnp.float32)
     several = jnp.stack([jnp.asarray(WEIGHTS, jnp.float32) * s for s in (1.0, 0.5)])
-    for path in PATHS.values():
-        f = jax.value_and_grad(path, (0, 1))
-        found = compiled(jax.vmap(f, (None, 0)))(x, several)
-        f = compiled(f)
-        for i, weights in enumerate(several):
-            for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(f(x, weights)), strict=True):
-                np.testing.assert_allclose(a[i], b, rtol=2e-6, atol=1e-6)
+    f = jax.value_and_grad(PATHS[path], (0, 1))
+    found = compiled(jax.vmap(f, (None, 0)))(x, several)
+    f = compiled(f)
+    for i, weights in enumerate(several):
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(f(x, weights)), strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=2e-6, atol=1e-6)
 
 
 # --- over a mesh ----------------------------------------------------------------------------------
@@ -216,7 +217,7 @@ def loss_to_shard(implementation):
     return f, arrays, f(*arrays)
 
 
-@pytest.mark.exhaustive(every=8, cover=False)
+@pytest.mark.exhaustive(every=16, cover=False)
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @pytest.mark.parametrize("implementation", ["chunked", "streamed"])
 @pytest.mark.parametrize("layout", LAYOUTS)

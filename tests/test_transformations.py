@@ -476,7 +476,7 @@ def assert_close(ours, definition, tolerance, what):
 # --- every row ------------------------------------------------------------------------------------
 
 
-@pytest.mark.exhaustive(every=35, cover=False)
+@pytest.mark.exhaustive(every=47, cover=False)
 @every_row
 def test_float64_under_every_transformation(function, row, x64):
     check_every_transformation(make_case(function, ROWS[function][row]))
