@@ -91,6 +91,9 @@ def _small_gradient(logits: Array, g: Array) -> Array:
     return g
 
 
+# --- the largest class, and the others apart ------------------------------------------------------
+
+
 class _Row(NamedTuple):
     """A row and its largest class a."""
 
