@@ -99,29 +99,28 @@ def class_axes(
     """
     if distribution and axis is None:
         axis = tuple(range(array.ndim))
-    expected = "an int or a tuple of ints" + (", or None" if distribution else "")
     given = axis if isinstance(axis, tuple) else (axis,)
-    axes = [a for a in given if isinstance(a, (int, np.integer)) and not isinstance(a, bool)]
-    if len(axes) < len(given):
-        raise TypeError(f"axis must be {expected}, got {axis!r}")
-    if not axes:
+    if not given:
         raise ValueError("axis must name at least one axis, got ()")
-    for a in axes:
-        if not -array.ndim <= a < array.ndim:
+    shape, indices = array.shape, []
+    for a in given:
+        if not isinstance(a, (int, np.integer)) or isinstance(a, bool):
+            expected = "an int or a tuple of ints" + (", or None" if distribution else "")
+            raise TypeError(f"axis must be {expected}, got {axis!r}")
+        if not -len(shape) <= a < len(shape):
             raise ValueError(
-                f"axis {a} is out of range for {name} of shape {show(array.shape)}, "
-                f"which has {array.ndim} axes"
+                f"axis {a} is out of range for {name} of shape {show(shape)}, "
+                f"which has {len(shape)} axes"
             )
-    indices = tuple(int(a) % array.ndim for a in axes)
+        indices.append(int(a) % len(shape))
+        if shape[a] == 0 and not distribution:
+            raise ValueError(
+                f"{name} must have at least one class, got {show(shape)} "
+                f"with no entry along the class axis {indices[-1]}"
+            )
     if len(set(indices)) != len(indices):
         raise ValueError(f"axis must not name an axis twice, got {axis!r}")
-    for index in indices:
-        if array.shape[index] == 0 and not distribution:
-            raise ValueError(
-                f"{name} must have at least one class, got {show(array.shape)} "
-                f"with no entry along the class axis {index}"
-            )
-    return indices
+    return tuple(indices)
 
 
 def of_shape(name: str, array: Array, shape: Shape, what: str) -> Array:

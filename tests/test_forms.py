@@ -140,7 +140,7 @@ def test_explicit_axes(spec):
 
 def test_every_form_belongs_to_an_operation():
     names = {operation._primitive.name for operation in OPERATIONS}
-    assert len(names) == 16
+    assert len(names) == 17
     for module in (cpu, one_pass):  # `cpu` names the forms of the files beside it
         found = vars(module).items()
         own = {n for n, f in found if getattr(f, "__module__", "").startswith(module.__name__)}
@@ -165,6 +165,46 @@ def test_forms_agree(name, dtype, x64):
     tolerance = 1e-12 if dtype == "float64" else 2e-6
     for other in found[1:]:
         jax.tree.map(partial(np.testing.assert_allclose, rtol=tolerance), other, found[0])
+
+
+@pytest.mark.parametrize("classes", [1, 3, 64, CLASSES])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_states_of_extreme_rows(classes, dtype, x64):
+    """Relative to each of three classes: infinite, largest or smallest numbers, a NaN, no class."""
+    logits = np.array(rows(9, classes)).astype(dtype)
+    most = jnp.finfo(dtype).max
+    logits[0, :2], logits[1, 0], logits[2] = np.inf, np.nan, -np.inf
+    logits[3], logits[4], logits[5, 0] = most, -most, -most
+    logits[6, 0], logits[6, 1:] = -most, -np.inf
+    logits[7, 0], logits[7, 1:2] = np.inf, -np.inf
+    logits[8, 0], logits[8, 1:2] = np.inf, np.nan
+    scale = jnp.linspace(0.5, 1.5, 9, dtype="float64" if dtype == "float64" else "float32")
+    for label in (jnp.zeros(9, jnp.int32), jnp.full(9, classes - 1), jnp.full(9, 2**31 - 2)):
+        for scales in ((), (scale,)):
+            found, expected = (
+                jax.jit(partial(module.row_state_and_terms, jnp.asarray(logits), label))(*scales)
+                for module in (cpu, portable)
+            )
+            others = ~np.isnan(expected[2])
+            assert (np.isnan(found[2]) == ~others).all()
+            for x, y in zip(found, expected, strict=True):
+                np.testing.assert_allclose(x[others], y[others], rtol=4e-6, atol=1e-37)
+    top, odds = jax.jit(cpu.largest_and_odds)(logits)
+    expected = jax.jit(portable.largest_and_odds)(logits)
+    np.testing.assert_allclose(odds[:2], expected[1][:2], rtol=4e-6)
+    np.testing.assert_allclose(odds[3:], expected[1][3:], rtol=4e-6)
+    np.testing.assert_array_equal(np.delete(top, [1, 8]), np.delete(expected[0], [1, 8]))
+
+
+@pytest.mark.parametrize(("dtype", "ulps"), [("float32", 2.0), ("float64", 2.0)])
+def test_log1p(dtype, ulps, x64):
+    odds = np.exp(np.random.default_rng(0).uniform(-80.0, 14.0, 100_000)).astype(dtype)
+    expected = np.log1p(odds.astype(np.longdouble))
+    error = np.abs(np.asarray(jax.jit(cpu.log1p)(odds)) - expected) / np.spacing(
+        odds.dtype.type(expected)
+    )
+    assert error.max() < ulps
+    np.testing.assert_array_equal(cpu.log1p(jnp.array([0.0, np.nan], dtype)), [0.0, np.nan])
 
 
 def test_many_terms_of_half_precision():

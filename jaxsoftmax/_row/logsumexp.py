@@ -9,10 +9,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from jaxsoftmax._row.softmax import product_rule, softmax, transpose_each_other
-from jaxsoftmax._row.state import largest_and_odds, like_row
+from jaxsoftmax._row.state import largest_and_odds, like_row, log1p
 from jaxsoftmax._xla import mesh
 from jaxsoftmax._xla.dtypes import PerClass, PerRow, widen
 from jaxsoftmax._xla.forms import Arrays, Operation, Tangents
@@ -27,7 +27,7 @@ _times_here = Operation("softmax_times", lambda x, values: widen(x) + spread(val
 def logsumexp(logits: PerClass, mesh_axis: AxisName) -> PerRow:
     """x_a + log(1 + Σ_{j≠a} exp(x_j − x_a)) of the largest class a."""
     top, odds = largest_and_odds(logits, mesh_axis)
-    return top + lax.log1p(odds)
+    return top + log1p(odds)
 
 
 @logsumexp.defjvp

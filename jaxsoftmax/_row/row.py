@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from jaxsoftmax._row.state import RowState, observe
+from jaxsoftmax._row.state import RowState, log1p, observe
 from jaxsoftmax._xla.dtypes import Index, PerClass, PerRow, finite, two_difference, two_product
 from jaxsoftmax._xla.log_probs import odds_of_gap, per_term
 from jaxsoftmax._xla.masks import at_least, keep
@@ -81,12 +81,10 @@ def finish(state: RowState, temperature: Temperature | None) -> Row:
         -lax.abs(gap),
         1.0 + lax.select(leads, error, -error),
     )
-    ahead = lax.log1p(odds)
-    above = lax.log(most) + ahead  # what logsumexp lies above the other class
-    loss = lax.select(leads, ahead, gap + (error + above))
+    excess = keep(lax.log(most), ~leads) + log1p(odds)
+    loss = keep(gap, ~leads) + (keep(error, ~leads) + excess)
     larger = 1.0 / (1.0 + odds)
     smaller = odds * larger
-    excess = lax.select(leads, ahead, above)
     top = lax.max(state.pivot_logit, state.maximum)
     others = keep(lax.select(leads, smaller, larger), state.pivot_logit != -jnp.inf, 1.0)
     return Row(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsoftmax._row.state import largest_and_odds, like_row
+from jaxsoftmax._row.state import largest_and_odds, like_row, log1p
 from jaxsoftmax._xla import log_probs, mesh
 from jaxsoftmax._xla.dtypes import PerClass, finite, widen
 from jaxsoftmax._xla.forms import Arrays, Operation, Tangents, is_zero
@@ -139,7 +139,8 @@ transpose_each_other(log_softmax_tangent, log_softmax_gradient)
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _log_over_mesh(logits: PerClass, mesh_axis: AxisName) -> PerClass:
     """The classes being split over the devices."""
-    return log_probs.log_probs(*largest_and_odds(logits, mesh_axis), logits)
+    top, odds = largest_and_odds(logits, mesh_axis)
+    return log_probs.log_probs(top, log1p(odds), logits)
 
 
 @_log_over_mesh.defjvp

@@ -138,6 +138,9 @@ def largest_and_odds(logits: PerClass, mesh_axis: AxisName) -> tuple[PerRow, Per
     return top, ties + mesh.total(lax.select(leads, odds, rebased), mesh_axis)
 
 
+log1p = Operation("log1p", lambda odds: odds, cpu_on_mesh=True)  # of odds, never differentiated
+
+
 # --- one class of a row ---------------------------------------------------------------------------
 
 _largest_here = Operation("largest_class", lambda x: jnp.argmax(x, axis=-1).astype(jnp.int32))

@@ -15,6 +15,7 @@ from jaxsoftmax._xla.cpu_log_softmax import log_softmax_tangent as log_softmax_t
 from jaxsoftmax._xla.cpu_rows import entry as entry
 from jaxsoftmax._xla.cpu_rows import largest_and_odds as largest_and_odds
 from jaxsoftmax._xla.cpu_rows import largest_class as largest_class
+from jaxsoftmax._xla.cpu_rows import log1p as log1p
 from jaxsoftmax._xla.cpu_rows import row_state as row_state
 from jaxsoftmax._xla.cpu_rows import row_state_and_terms as row_state_and_terms
 from jaxsoftmax._xla.cpu_softmax import softmax as softmax

@@ -29,6 +29,7 @@ from jaxsoftmax._xla.cpu_rows import (
     home_of,
     largest_and_odds,
     largest_class_and_odds,
+    log1p,
 )
 from jaxsoftmax._xla.dtypes import Index, PerRow
 from jaxsoftmax._xla.masks import is_class, keep, nan_where, spread
@@ -38,7 +39,7 @@ _CONFIDENT = 0.75  # of a larger p_a, 1 − p_a by subtraction is more than four
 
 def log_softmax(logits: Array) -> Array:
     """As `portable.log_softmax`."""
-    return portable.log_softmax(logits, of=largest_and_odds)
+    return portable.log_softmax(logits, of=largest_and_odds, log1p=log1p)
 
 
 def log_softmax_tangent(logits: Array, v: Array) -> Array:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsoftmax._xla import portable
+from jaxsoftmax._xla import cpu_library, portable
 from jaxsoftmax._xla.cpu_blocks import is_sized, is_small, with_rows
 from jaxsoftmax._xla.dtypes import finite, widen
 from jaxsoftmax._xla.masks import at_least
@@ -49,6 +49,8 @@ def treated_terms(logits: Array, moves: bool) -> tuple[Array, Array]:
 
 def exponentials(logits: Array) -> tuple[Array, Array, Array]:
     """As `portable.row_exponentials`: the sum is that of the terms."""
+    if cpu_library.is_in_library(logits):
+        return cpu_library.exponentials(logits)
     maximum = widen(jnp.max(logits, axis=-1))
     terms = portable.exponentials(logits, finite(maximum))
     return maximum, terms, jnp.sum(terms, axis=-1)

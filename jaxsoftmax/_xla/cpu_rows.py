@@ -11,7 +11,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsoftmax._xla import portable
+from jaxsoftmax._xla import cpu_library, portable
 from jaxsoftmax._xla.cpu_blocks import (
     divisor_near,
     in_blocks,
@@ -51,7 +51,11 @@ def row_state_and_terms(
     """
     if logits.dtype != accumulator(logits.dtype) and not is_small(logits, _STORED):
         return portable.row_state_and_terms(logits, label, *scale, of=row_state)
-    label_logit, maximum = entry(logits, label), _maximum_of_others(logits, label)
+    label_logit = entry(logits, label)
+    if cpu_library.is_in_library(logits):
+        maximum, others, terms = cpu_library.others_and_terms(logits, label, *scale)
+        return label_logit, maximum, nan_where(jnp.isnan(label_logit), others), terms
+    maximum = _maximum_of_others(logits, label)
     if is_small(logits):
         terms = portable.shared_terms(logits, label, maximum, *scale)
         others = nan_where(jnp.isnan(label_logit), jnp.sum(terms, axis=-1))
@@ -66,7 +70,8 @@ def row_state_and_terms(
 def largest_and_odds(logits: Array) -> tuple[Array, Array]:
     """As `portable.largest_and_odds`."""
     if is_small(logits):
-        return portable.largest_and_odds(logits)
+        in_library = cpu_library.is_in_library(logits)
+        return (cpu_library if in_library else portable).largest_and_odds(logits)
     top, second, _ = two_largest(logits)
     return top, odds_of_others(top, second, _others(logits, top, second))
 
@@ -81,6 +86,16 @@ def largest_class_and_odds(logits: Array) -> tuple[Array, Array, Array]:
 def largest_class(logits: Array) -> Array:
     """As `portable.largest_class`, in the block that holds it."""
     return two_largest(logits)[-1]
+
+
+def log1p(odds: Array) -> Array:
+    """log(1 + odds) by a logarithm, and what the sum rounded away.
+
+    (JAX 0.12, float32: at most 1.6 ulps off, XLA's own log1p 2.5; 27 ms to compile for 38.)
+    """
+    one = lax.full_like(odds, 1.0)
+    total = lax.max(lax.add(odds, one), one)  # so that no compiler makes odds of total − 1
+    return lax.add(lax.log(total), lax.div(lax.sub(odds, lax.sub(total, one)), total))
 
 
 def entry(logits: Array, label: Array) -> Array:

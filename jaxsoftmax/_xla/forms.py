@@ -163,7 +163,7 @@ def _has_rows(ctx: Context) -> bool:
     and counts as split where several devices run the program.
     """
     sharding = explicit_sharding(ctx.avals_in[0])
-    return _runs_alone(ctx) if sharding is None else sharding.spec[-1] is None
+    return _runs_alone(ctx) if sharding is None else not any(sharding.spec[-1:])
 
 
 def _runs_alone(ctx: Context) -> bool:

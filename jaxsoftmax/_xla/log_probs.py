@@ -31,9 +31,9 @@ def odds_of_others(top: Array, maximum: Array, others: Array) -> Array:
 
 
 def odds_of_gap(others: Array, gap: Array, correction: Array) -> Array:
-    """S e^gap for gap <= 0, in two halves so that only the result underflows."""
-    half = lax.exp(0.5 * gap)
-    return half * (others * half) * correction
+    """S e^gap for gap <= 0, e^gap times 2⁴⁸ so that only the result underflows."""
+    # A square: XLA:CPU puts in a kernel of its own what leads to an exponential that is used twice.
+    return (others * 2.0**-48) * lax.square(lax.exp(0.5 * gap) * 2.0**24) * correction
 
 
 def per_term(p_others: Array, others: Array) -> Array:
@@ -42,14 +42,15 @@ def per_term(p_others: Array, others: Array) -> Array:
     return p_others / lax.max(others, np.array(0.5, others.dtype))
 
 
-def log_probs(top: PerRow, odds: PerRow, logits: PerClass) -> PerClass:
-    """(x_c − top) − log(1 + odds)."""
+def log_probs(top: PerRow, excess: PerRow, logits: PerClass) -> PerClass:
+    """(x_c − top) − excess, which is log(1 + odds)."""
     # max(top, −largest): a row without a class has −inf everywhere. Infinite ones share the rest.
     x = widen_apart(logits)
-    # (The maximum of a NaN may be a number, but such a row's odds are NaN, too.)
-    below = x - spread(lax.max(top, -largest(top)), x)
+    # (The maximum of a NaN may be a number, but such a row's excess is NaN, too.)
+    below = lax.sub(x, spread(lax.max(top, -largest(top)), x))
     # Without the barrier XLA:CPU writes short rows of `below` to memory before it subtracts.
-    return keep(below, x != jnp.inf) - spread(lax.optimization_barrier(lax.log1p(odds)), x)
+    below = keep(below, lax.ne(x, lax.full_like(x, np.inf)))
+    return lax.sub(below, spread(lax.optimization_barrier(excess), x))
 
 
 def over_last(terms: PerClass) -> PerRow:

@@ -39,12 +39,14 @@ def at_least(x: Shaped[Array, "*s"], bound: float) -> Shaped[Array, "*s"]:
     XLA:CPU's own maximum and minimum of a NaN and a number may be the number (JAX 0.12, in loops
     with a reduction over some hundred classes).
     """
-    return lax.select(x < bound, lax.full_like(x, bound), x)
+    limit = lax.full_like(x, bound)
+    return lax.select(lax.lt(x, limit), limit, x)
 
 
 def at_most(x: Shaped[Array, "*s"], bound: float) -> Shaped[Array, "*s"]:
     """min(x, bound), NaN where x is."""
-    return lax.select(x > bound, lax.full_like(x, bound), x)
+    limit = lax.full_like(x, bound)
+    return lax.select(lax.gt(x, limit), limit, x)
 
 
 def nan_where(bad: Bool[Array, "*s"], x: Shaped[Array, "*s"]) -> Shaped[Array, "*s"]:

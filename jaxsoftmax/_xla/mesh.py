@@ -60,9 +60,9 @@ def check_axis(
     Arrays that hold this device's classes differ from device to device, and those that have a
     number for each example do not.
     """
-    if axis_name is None:
-        return
     typed = {n for n in _names(axis_name) if _is_typed(n)}
+    if not typed:
+        return
     wanted = f"axis_name={axis_name!r} must be the mesh axis of the classes, not that of the data: "
     for name, x in split.items():
         if typed - varying(x):

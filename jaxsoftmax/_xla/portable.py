@@ -19,6 +19,7 @@ from jaxsoftmax._xla.products import over_matrices, product
 State = Callable[..., tuple[Array, Array, Array]]  # as `row_state`
 Exponentials = Callable[[Array], tuple[Array, Array, Array]]  # as `row_exponentials`
 Odds = Callable[[Array], tuple[Array, Array]]  # as `largest_and_odds`
+Log1p = Callable[[Array], Array]
 
 
 def row_state(logits: Array, label: Array, *scale: Array) -> tuple[Array, Array, Array]:
@@ -103,9 +104,13 @@ def softmax_times(logits: Array, values: Array, of: Exponentials = row_exponenti
     return terms * spread(scale_of(maximum, total) * values, terms)
 
 
-def log_softmax(logits: Array, of: Odds = largest_and_odds) -> Array:
+log1p = lax.log1p
+
+
+def log_softmax(logits: Array, of: Odds = largest_and_odds, log1p: Log1p = log1p) -> Array:
     """(x_c − x_a) − log(1 + odds) of the largest class a; −inf where no class exists."""
-    return log_probs.log_probs(*of(logits), logits)
+    top, odds = of(logits)
+    return log_probs.log_probs(top, log1p(odds), logits)
 
 
 def log_softmax_tangent(logits: Array, v: Array, of: Exponentials = row_exponentials) -> Array:
