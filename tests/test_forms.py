@@ -19,7 +19,15 @@ from jax.sharding import PartitionSpec as P
 import jaxsoftmax
 from jaxsoftmax._fused import products
 from jaxsoftmax._row import divergence, logsumexp, softmax, state
-from jaxsoftmax._xla import cpu, cpu_largest, cpu_log_softmax, cpu_rows, forms, one_pass, portable
+from jaxsoftmax._xla import (
+    cpu,
+    cpu_blocks,
+    cpu_largest,
+    cpu_log_softmax,
+    forms,
+    one_pass,
+    portable,
+)
 
 ULP = 2.0**-23
 CLASSES = 700
@@ -194,6 +202,9 @@ def test_states_of_extreme_rows(classes, dtype, x64):
     np.testing.assert_allclose(odds[:2], expected[1][:2], rtol=4e-6)
     np.testing.assert_allclose(odds[3:], expected[1][3:], rtol=4e-6)
     np.testing.assert_array_equal(np.delete(top, [1, 8]), np.delete(expected[0], [1, 8]))
+    # Differences below the smallest normal number.
+    tiny = (np.array(rows(9, classes)) * float(jnp.finfo(dtype).tiny)).astype(dtype)
+    np.testing.assert_allclose(jax.jit(cpu.largest_and_odds)(tiny)[1], classes - 1.0)
 
 
 @pytest.mark.parametrize(("dtype", "ulps"), [("float32", 2.0), ("float64", 2.0)])
@@ -211,10 +222,31 @@ def test_many_terms_of_half_precision():
     """They are no array of their own, and the same."""
     few = rows().astype("bfloat16")
     label = labels_of(few)
-    times = 1 + cpu_rows._STORED // few.size
+    times = 1 + cpu_blocks._STORED // few.size
     many = cpu.row_state_and_terms(jnp.tile(few, (times, 1)), jnp.tile(label, times))
     for found, expected in zip(many, cpu.row_state_and_terms(few, label), strict=True):
         np.testing.assert_allclose(found[: len(few)], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [3, 130])
+def test_exponentials_of_half_precision_in_passes(classes, monkeypatch):
+    logits = np.array(rows(12, classes))
+    logits[0, 1] = logits[1, :2] = np.inf
+    logits[2], logits[3, 0], logits[4, -1] = -np.inf, np.nan, -np.inf
+    logits[5, :2] = 3e38
+    x, values = jnp.asarray(logits, "bfloat16"), jnp.linspace(-1.0, 1.0, 12)
+    monkeypatch.setattr(cpu_blocks, "_STORED", 0)
+    for name, *operands in (("softmax", x), ("softmax_times", x, values)):
+        expected = getattr(portable, name)(*operands)
+        found = jax.jit(getattr(cpu, name))(*operands)
+        np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-30)
+
+
+def test_many_exponentials_of_half_precision_are_not_stored():
+    x = jax.ShapeDtypeStruct((1 + cpu_blocks._STORED // 1000, 1000), "bfloat16")
+    for f in (jaxsoftmax.softmax, jax.grad(lambda x: jnp.sum(jaxsoftmax.logsumexp(x)))):
+        program = jax.jit(f).lower(x).compile()
+        assert program.memory_analysis().temp_size_in_bytes < x.size / 16
 
 
 @pytest.mark.exhaustive(every=3, cover=False)

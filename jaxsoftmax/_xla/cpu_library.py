@@ -55,13 +55,13 @@ def largest_and_odds(logits: Array) -> tuple[Array, Array]:
     x, most = logits, largest(logits)
     top = _finite_maximum(lax.min(x, lax.full_like(x, most)))
     below = lax.sub(x, spread(top, x))
-    # −1 for a number below the top, 0 for the top, ∞ for +inf
+    # −1 for a number below the top, 0 for the top itself, ∞ for +inf
     side = lax.max(lax.mul(below, lax.full_like(x, 2.0**126)), lax.full_like(x, -1.0))
     minus_others = _sum(lax.mul(lax.exp(below), side))
-    # Of halves +inf can be a number above all.
-    half = lax.min(lax.mul(x, lax.full_like(x, 0.5)), lax.full_like(x, 0.75 * most))
-    gap = lax.sub(spread(_finite_maximum(half), x), half)
-    lower = _sum(lax.min(lax.mul(gap, lax.full_like(x, 2.0**125)), lax.full_like(x, 1.0)))
+    # The same of a number, +inf and the largest finite ones being one, by constants of its own.
+    bounded = lax.min(x, lax.full_like(x, np.nextafter(most, np.zeros_like(most))))
+    below = lax.sub(bounded, spread(_finite_maximum(bounded), x))
+    lower = _sum(lax.min(lax.mul(below, lax.full_like(x, -(2.0**126))), lax.full_like(x, 1.0)))
 
     classes, infinity = lax.full_like(top, x.shape[-1]), lax.full_like(top, np.inf)
     saturated, empty = lax.eq(minus_others, infinity), lax.eq(lower, classes)

@@ -16,18 +16,18 @@ from jaxsoftmax._xla.cpu_blocks import (
     divisor_near,
     in_blocks,
     is_small,
+    is_stored,
     maxima_of_blocks,
     take_block,
 )
 from jaxsoftmax._xla.cpu_largest import two_largest
-from jaxsoftmax._xla.dtypes import Size, accumulator, finite, largest, widen
+from jaxsoftmax._xla.dtypes import Size, finite, largest, widen
 from jaxsoftmax._xla.log_probs import odds_of_others
 from jaxsoftmax._xla.masks import is_class, keep, nan_where
 
 _FEWEST_CLASSES = 64  # below this a mask costs nothing
 _BLOCK = 50.0  # numbers: maxima and sums of such blocks are as fast to find as that of the row
 _LONGEST_ROW = 32768
-_STORED = 1 << 24  # numbers: of more in half precision the terms are not stored
 
 
 def row_state(logits: Array, label: Array, *scale: Array) -> tuple[Array, Array, Array]:
@@ -45,11 +45,9 @@ def row_state_and_terms(
     """As `portable.row_state_and_terms`: the sum is that of the terms.
 
     Beside a gradient XLA:CPU writes the terms to memory, to overwrite them with the gradient. Many
-    are summed before the label is masked (JAX 0.12, 1024 x 32000: 104 ms, masked first 145). Those
-    of half precision are an array more, which pays below `_STORED` numbers (8192 x 1000 bfloat16,
-    with the gradient: 4.6 ms, without the array 7.2; 1024 x 32000: 56 and 55).
+    are summed before the label is masked (JAX 0.12, 1024 x 32000: 104 ms, masked first 145).
     """
-    if logits.dtype != accumulator(logits.dtype) and not is_small(logits, _STORED):
+    if not is_stored(logits):
         return portable.row_state_and_terms(logits, label, *scale, of=row_state)
     label_logit = entry(logits, label)
     if cpu_library.is_in_library(logits):
@@ -74,6 +72,13 @@ def largest_and_odds(logits: Array) -> tuple[Array, Array]:
         return (cpu_library if in_library else portable).largest_and_odds(logits)
     top, second, _ = two_largest(logits)
     return top, odds_of_others(top, second, _others(logits, top, second))
+
+
+def exponentials_in_passes(logits: Array) -> tuple[Array, Array, Array]:
+    """As `portable.row_exponentials`, of which none is stored."""
+    maximum = lax.optimization_barrier(widen(jnp.max(logits, axis=-1)))
+    total = _others(logits, lax.full_like(maximum, -jnp.inf), maximum)
+    return maximum, portable.exponentials_again(logits, maximum), total
 
 
 def largest_class_and_odds(logits: Array) -> tuple[Array, Array, Array]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxsoftmax._xla import portable
+from jaxsoftmax._xla.cpu_blocks import is_stored
 from jaxsoftmax._xla.cpu_plain import (
     exponentials,
     is_one_loop,
@@ -20,6 +21,7 @@ from jaxsoftmax._xla.cpu_plain import (
     repaired,
     treated_terms,
 )
+from jaxsoftmax._xla.cpu_rows import exponentials_in_passes
 from jaxsoftmax._xla.dtypes import accumulator
 
 
@@ -79,8 +81,16 @@ def _repaired_terms(logits: Array, moves: bool) -> tuple[Array, Array]:
 # --- with +inf, and rows without a class, treated -------------------------------------------------
 
 
-_treated_softmax = partial(portable.softmax, of=exponentials)
-_treated_times = partial(portable.softmax_times, of=exponentials)
+def _treated_softmax(logits: Array) -> Array:
+    return portable.softmax(logits, of=_exponentials_of(logits))
+
+
+def _treated_times(logits: Array, values: Array) -> Array:
+    return portable.softmax_times(logits, values, of=_exponentials_of(logits))
+
+
+def _exponentials_of(logits: Array) -> portable.Exponentials:
+    return exponentials if is_stored(logits) else exponentials_in_passes
 
 
 def _treated_tangent(logits: Array, tangent: Array) -> Array:

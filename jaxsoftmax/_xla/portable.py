@@ -48,14 +48,8 @@ def row_state_and_terms(
 
 
 def row_terms(logits: Array, label: Array, maximum: Array, *scale: Array) -> Array:
-    """min(exp(x_j − m), 1) for the other classes, 0 for the label.
-
-    In a pass of its own, of which no sum shares anything.
-    """
-    # The barrier and −m keep XLA:CPU from sharing terms, or a broadcast of m, through memory.
-    x = widen(lax.optimization_barrier(logits))
-    below = at_most(scaled(x + (-finite(maximum))[..., None], *scale), 0.0)
-    return jnp.exp(keep(below, ~is_class(logits, label), -jnp.inf))
+    """min(exp(x_j − m), 1) for the other classes, 0 for the label; in a pass of its own."""
+    return keep(exponentials_again(logits, maximum, *scale), ~is_class(logits, label))
 
 
 def row_exponentials(logits: Array) -> tuple[Array, Array, Array]:
@@ -188,6 +182,13 @@ def exponentials(logits: Array, maximum: Array, *scale: Array) -> Array:
     """min(exp(x_j − m), 1)."""
     # −0.0: a broadcast 0.0 that the gradient's pass needs too is written to memory by XLA:CPU.
     return jnp.exp(at_most(scaled(widen(logits) - maximum[..., None], *scale), -0.0))
+
+
+def exponentials_again(logits: Array, maximum: Array, *scale: Array) -> Array:
+    """The same in a pass of its own, of which no sum shares anything."""
+    # The barrier and −m keep XLA:CPU from sharing terms, or a broadcast of m, through memory.
+    x = widen(lax.optimization_barrier(logits))
+    return jnp.exp(at_most(scaled(x + (-finite(maximum))[..., None], *scale), 0.0))
 
 
 def shared_terms(logits: Array, label: Array, maximum: Array, *scale: Array) -> Array:
