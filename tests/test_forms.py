@@ -143,6 +143,22 @@ def test_explicit_axes(spec):
         np.testing.assert_array_equal(maximum, np.asarray(x).max(-1))
 
 
+@pytest.mark.parametrize("classes", [9, 2000])
+@pytest.mark.parametrize("features", [1, 70])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("feature_axis", [0, 1])
+def test_products_are_added_whole_or_in_bands(classes, features, dtype, feature_axis):
+    """The last band of 32 features reaches back into the one before it."""
+    hidden, delta = (rows(37, n, 1.0).astype(dtype) for n in (features, classes))
+    total = rows(features, classes, 1.0)
+    expected = total + np.float64(hidden).T @ np.float64(delta)
+    for module in (portable, cpu):
+        f = jax.jit(partial(module.add_product, feature_axis=feature_axis))
+        found = f(total.T, hidden, delta).T if feature_axis else f(total, hidden, delta)
+        # Sums of 37 products of order 1, in bfloat16 rounded before they are added.
+        np.testing.assert_allclose(found, expected, atol=2e-5 if dtype == "float32" else 0.1)
+
+
 # --- which form a program gets --------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsoftmax._xla import portable
+from jaxsoftmax._xla import cpu_blocks, portable
 from jaxsoftmax._xla.cpu_log_softmax import log_softmax as log_softmax
 from jaxsoftmax._xla.cpu_log_softmax import log_softmax_gradient as log_softmax_gradient
 from jaxsoftmax._xla.cpu_log_softmax import log_softmax_tangent as log_softmax_tangent
@@ -38,9 +38,12 @@ def add_product(total: Array, hidden: Array, delta: Array, *, feature_axis: int)
     Nor can XLA:CPU execute a bfloat16 product whose operands are both contracted over their rows,
     and folds transposes into it to that effect: hidden is transposed before the loop (of two
     steps at least, since a loop of one is dissolved), the product behind a barrier.
+
+    A small product in float32 is added at once, without a loop to compile.
     """
     tokens, features = hidden.shape
-    if features < 2:
+    at_once = cpu_blocks.is_small(total) and hidden.dtype == total.dtype
+    if features < 2 or at_once:
         wide = (x.astype(total.dtype) for x in (hidden, delta))
         return portable.add_product(total, *wide, feature_axis=feature_axis)
     known = tokens if isinstance(tokens, int) else 0  # or a symbolic dimension
