@@ -39,7 +39,7 @@ def add_product(total: Array, hidden: Array, delta: Array, *, feature_axis: int)
     and folds transposes into it to that effect: hidden is transposed before the loop (of two
     steps at least, since a loop of one is dissolved), the product behind a barrier.
 
-    A small product in float32 is added at once, without a loop to compile.
+    A small result is added at once, without a loop to compile, where no operand is widened.
     """
     tokens, features = hidden.shape
     at_once = cpu_blocks.is_small(total) and hidden.dtype == total.dtype

@@ -75,7 +75,7 @@ def largest_and_odds(logits: Array) -> tuple[Array, Array]:
 
 
 def exponentials_in_passes(logits: Array) -> tuple[Array, Array, Array]:
-    """As `portable.row_exponentials`, of which none is stored."""
+    """As `portable.row_exponentials`, without an array of them."""
     maximum = lax.optimization_barrier(widen(jnp.max(logits, axis=-1)))
     total = _others(logits, lax.full_like(maximum, -jnp.inf), maximum)
     return maximum, portable.exponentials_again(logits, maximum), total
@@ -94,7 +94,7 @@ def largest_class(logits: Array) -> Array:
 
 
 def log1p(odds: Array) -> Array:
-    """log(1 + odds) by a logarithm, and what the sum rounded away.
+    """log(1 + odds) of finite odds, by a logarithm and what the sum rounded away.
 
     (JAX 0.12, float32: at most 1.6 ulps off, XLA's own log1p 2.5; 27 ms to compile for 38.)
     """

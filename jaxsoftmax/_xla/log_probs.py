@@ -31,7 +31,7 @@ def odds_of_others(top: Array, maximum: Array, others: Array) -> Array:
 
 
 def odds_of_gap(others: Array, gap: Array, correction: Array) -> Array:
-    """S e^gap for gap <= 0, e^gap times 2⁴⁸ so that only the result underflows."""
+    """S e^gap for gap <= 0; e^gap is carried times 2⁴⁸, so that only the result underflows."""
     # A square: XLA:CPU puts in a kernel of its own what leads to an exponential that is used twice.
     return (others * 2.0**-48) * lax.square(lax.exp(0.5 * gap) * 2.0**24) * correction
 

@@ -185,7 +185,7 @@ def exponentials(logits: Array, maximum: Array, *scale: Array) -> Array:
 
 
 def exponentials_again(logits: Array, maximum: Array, *scale: Array) -> Array:
-    """The same in a pass of its own, of which no sum shares anything."""
+    """The same, in a pass of its own that shares nothing with any sum."""
     # The barrier and −m keep XLA:CPU from sharing terms, or a broadcast of m, through memory.
     x = widen(lax.optimization_barrier(logits))
     return jnp.exp(at_most(scaled(x + (-finite(maximum))[..., None], *scale), 0.0))
