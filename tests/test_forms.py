@@ -63,6 +63,15 @@ def rows(count=12, classes=CLASSES, scale=4.0):
     return jnp.asarray(scale * rng.normal(size=(count, classes)), jnp.float32)
 
 
+def odd_rows(classes):
+    """Some with infinite logits, one without a class, one with a NaN, one with large numbers."""
+    logits = np.array(rows(12, classes))
+    logits[0, 1] = logits[1, :2] = np.inf
+    logits[2], logits[3, 0], logits[4, -1] = -np.inf, np.nan, -np.inf
+    logits[5, :2] = 3e38
+    return logits
+
+
 def labels_of(logits):
     count, classes = logits.shape
     labels = np.random.default_rng(classes).integers(0, classes, count)
@@ -195,7 +204,7 @@ def test_forms_agree(name, dtype, x64):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 @pytest.mark.parametrize("numbers", [0, 5000])
 def test_states_of_extreme_rows(numbers, classes, dtype, x64):
-    """Infinite logits, largest and smallest ones, a NaN: with a label, the last one, and none."""
+    """Relative to the first class, the last, and a label that is none."""
     count = max(9, numbers // classes)
     logits = np.array(rows(count, classes)).astype(dtype)
     most = jnp.finfo(dtype).max
@@ -265,10 +274,7 @@ def test_many_terms_of_half_precision():
 
 @pytest.mark.parametrize("classes", [3, 130])
 def test_exponentials_of_half_precision_in_passes(classes, monkeypatch):
-    logits = np.array(rows(12, classes))
-    logits[0, 1] = logits[1, :2] = np.inf
-    logits[2], logits[3, 0], logits[4, -1] = -np.inf, np.nan, -np.inf
-    logits[5, :2] = 3e38
+    logits = odd_rows(classes)
     x, values = jnp.asarray(logits, "bfloat16"), jnp.linspace(-1.0, 1.0, 12)
     monkeypatch.setattr(cpu_blocks, "_STORED", 0)
     for name, *operands in (("softmax", x), ("softmax_times", x, values)):
@@ -289,10 +295,7 @@ def test_many_exponentials_of_half_precision_are_not_stored():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_forms_of_softmax_agree(classes, dtype, x64):
     """Also where a row has infinite logits, none that is finite, or one that is no number."""
-    logits = np.array(rows(12, classes))
-    logits[0, 1] = logits[1, :2] = np.inf
-    logits[2], logits[3, 0], logits[4, -1] = -np.inf, np.nan, -np.inf
-    logits[5, :2] = 3e38
+    logits = odd_rows(classes)
     logits, v = jnp.asarray(logits, dtype), rows(12, classes, 1.0)[::-1]
     v = v.astype(dtype).astype("float64" if dtype == "float64" else "float32")
     tolerance = {"rtol": 2e-6, "atol": 1e-6}
