@@ -24,6 +24,7 @@ from jaxsoftmax._xla import (
     cpu_blocks,
     cpu_largest,
     cpu_log_softmax,
+    cpu_plain,
     forms,
     one_pass,
     portable,
@@ -280,14 +281,22 @@ def test_exponentials_of_half_precision_in_passes(classes, monkeypatch):
     for name, *operands in (("softmax", x), ("softmax_times", x, values)):
         expected = getattr(portable, name)(*operands)
         found = jax.jit(getattr(cpu, name))(*operands)
-        np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-30)
+        tolerance = 2.0**-7 if name == "softmax" else 2e-6  # which is rounded to bfloat16
+        np.testing.assert_allclose(
+            found.astype("float32"), expected.astype("float32"), rtol=tolerance, atol=1e-30
+        )
 
 
 def test_many_exponentials_of_half_precision_are_not_stored():
-    x = jax.ShapeDtypeStruct((1 + cpu_blocks._STORED // 1000, 1000), "bfloat16")
-    for f in (jaxsoftmax.softmax, jax.grad(lambda x: jnp.sum(jaxsoftmax.logsumexp(x)))):
+    numbers = jax.ShapeDtypeStruct((1 + cpu_blocks._STORED // 10_000, 10_000), "bfloat16")
+    rows = jax.ShapeDtypeStruct((8192, 1000), "bfloat16")
+    gradient = jax.grad(lambda x: jnp.sum(jaxsoftmax.logsumexp(x)))
+    cases = [(jaxsoftmax.softmax, numbers), (gradient, numbers)]
+    if cpu_plain.is_one_loop(rows):  # not in JAX 0.10
+        cases.append((jaxsoftmax.softmax, rows))
+    for f, x in cases:
         program = jax.jit(f).lower(x).compile()
-        assert program.memory_analysis().temp_size_in_bytes < x.size / 16
+        assert program.memory_analysis().temp_size_in_bytes < x.size / 8
 
 
 @pytest.mark.exhaustive(every=3, cover=False)
@@ -321,10 +330,13 @@ def test_forms_of_softmax_agree(classes, dtype, x64):
         np.testing.assert_array_equal(found[1][:3], 0.0)
         assert found[1][4, -1] == 0.0
     for found in (p, tangents, times, means, *of_logs):
+        limits = tolerance
+        if found[0].dtype == "bfloat16":  # rounded, perhaps in another direction
+            found, limits = [x.astype("float32") for x in found], {"rtol": 2.0**-7, "atol": 1e-30}
         assert np.isnan(found[1][3]).all()
         assert np.isfinite(np.delete(found[1], 3, 0)).all()
         for other in found[1:]:
-            np.testing.assert_allclose(other, found[0], **tolerance)
+            np.testing.assert_allclose(other, found[0], **limits)
     for found in (tangents, times, means):
         np.testing.assert_array_equal(found[1][:3], 0.0)
     np.testing.assert_array_equal(p[1][1, :3], [0.5, 0.5, 0.0][:classes])
@@ -346,6 +358,10 @@ def test_rows_that_are_computed_twice(n, classes):
     found = jax.jit(cpu.softmax)(logits)
     np.testing.assert_allclose(found, p, rtol=4e-6, atol=1e-30)
     assert np.isnan(found[1]).all()
+    half = jnp.asarray(logits, "bfloat16")
+    found = np.asarray(jax.jit(cpu.softmax)(half), np.float32)
+    exact = oracles.softmax(np.asarray(half, np.float32))
+    np.testing.assert_allclose(found, exact, rtol=1.01 * 2.0**-8, atol=1e-30)  # rounded once
     found = np.array(jax.jit(cpu.softmax_tangent)(logits, v))
     assert np.isnan(found[1]).all()
     size = p * (np.abs(v) + (p * np.abs(v)).sum(-1, keepdims=True))

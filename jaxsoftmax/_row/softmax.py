@@ -18,20 +18,24 @@ from jaxsoftmax._xla.mesh import AxisName, over_classes
 
 # --- softmax --------------------------------------------------------------------------------------
 
-_softmax_here = Operation("softmax", widen)
+_softmax_here = Operation("softmax", lambda x: x)
 softmax_tangent = Operation("softmax_tangent", lambda x, tangent: widen(x) + tangent)
 _exponentials_here = Operation("row_exponentials", lambda x: (like_row(x), widen(x), like_row(x)))
 
 
 def softmax(logits: PerClass, mesh_axis: AxisName) -> PerClass:
-    """exp(x_c − m) / Σ_j exp(x_j − m); all 0 where no class exists."""
+    """exp(x_c − m) / Σ_j exp(x_j − m), rounded to the logits' dtype where the classes are whole.
+
+    All are 0 where no class exists.
+    """
     return _softmax_here(logits) if mesh_axis is None else _over_mesh(logits, mesh_axis)
 
 
 @_softmax_here.defjvp
 def _softmax_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]:
     """ṗ = p (ẋ − ⟨p, ẋ⟩); 0 in a saturated row."""
-    return (_softmax_here(*primals),), (softmax_tangent(*primals, widen(tangents[0])),)
+    p_dot = softmax_tangent(*primals, widen(tangents[0]))
+    return (_softmax_here(*primals),), (p_dot.astype(primals[0].dtype),)
 
 
 @softmax_tangent.defjvp
@@ -40,7 +44,7 @@ def _tangent_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tangents]
     logits, v = primals
 
     def of_probabilities(p_dot: Array) -> Array:
-        p = _softmax_here(logits)
+        p = _softmax_here(widen(logits))
         mean, mean_dot = (spread(jnp.sum(x * v, axis=-1), v) for x in (p, p_dot))
         return p_dot * (v - mean) - p * mean_dot
 
@@ -130,7 +134,7 @@ def _log_gradient_jvp(primals: Arrays, tangents: Tangents) -> tuple[Arrays, Tang
 
 def _exact_tangent(logits: Array, logits_dot: Array) -> Array:
     """ṗ = p (log p)˙, which keeps its digits at the largest class as softmax's own does not."""
-    return _softmax_here(logits) * log_softmax_tangent(logits, logits_dot)
+    return _softmax_here(widen(logits)) * log_softmax_tangent(logits, logits_dot)
 
 
 transpose_each_other(log_softmax_tangent, log_softmax_gradient)

@@ -39,7 +39,8 @@ _CONFIDENT = 0.75  # of a larger p_a, 1 − p_a by subtraction is more than four
 
 def log_softmax(logits: Array) -> Array:
     """As `portable.log_softmax`."""
-    return portable.log_softmax(logits, of=largest_and_odds, log1p=log1p)
+    top, odds = largest_and_odds(logits)
+    return log_probs.log_probs(top, log1p(odds), logits)
 
 
 def log_softmax_tangent(logits: Array, v: Array) -> Array:

@@ -21,6 +21,9 @@ from jaxsoftmax._xla.masks import at_least
 
 _IN_ONE_LOOP = 4096  # rows: with fewer XLA:CPU writes the exponentials before it sums them
 _REPAIRED = 1 << 17  # numbers at a time
+_TREATED = ["float16"]
+if jax.__version_info__ < (0, 11):  # beside the loop that repairs them XLA has an array in float32
+    _TREATED += ["bfloat16"]
 
 _Results = TypeVar("_Results", Array, tuple[Array, Array])
 
@@ -31,13 +34,17 @@ def is_plain(logits: Array) -> bool:
 
 
 def is_one_loop(logits: Array) -> bool:
-    """Whether XLA:CPU runs all of such a formula in one."""
-    return bool(logits.size >= _IN_ONE_LOOP * logits.shape[-1])
+    """Whether XLA:CPU runs all of such a formula in one: many rows, bfloat16 also if widened.
+
+    (JAX 0.12, softmax of 65536 x 128 bfloat16: 3.3 ms, treated 14; of float16 27, treated 14.)
+    """
+    many = is_sized(logits) and not is_small(logits) and logits.dtype not in _TREATED
+    return many and bool(logits.size >= _IN_ONE_LOOP * logits.shape[-1])
 
 
 def plain_terms(logits: Array) -> tuple[Array, Array]:
     """exp(x_j − m) and Σ exp(x_j − m)."""
-    terms = jnp.exp(logits - jnp.max(logits, axis=-1)[..., None])
+    terms = jnp.exp(widen(logits) - widen(jnp.max(logits, axis=-1))[..., None])
     return terms, jnp.sum(terms, axis=-1)
 
 

@@ -50,14 +50,10 @@ def row_state_and_terms(
     if not is_stored(logits):
         return portable.row_state_and_terms(logits, label, *scale, of=row_state)
     label_logit = entry(logits, label)
-    if cpu_library.is_in_library(logits):
-        maximum, others, terms = cpu_library.others_and_terms(logits, label, *scale)
+    if is_small(logits):
+        maximum, others, terms = _others_and_terms(logits, label, *scale)
         return label_logit, maximum, nan_where(jnp.isnan(label_logit), others), terms
     maximum = _maximum_of_others(logits, label)
-    if is_small(logits):
-        terms = portable.shared_terms(logits, label, maximum, *scale)
-        others = nan_where(jnp.isnan(label_logit), jnp.sum(terms, axis=-1))
-        return label_logit, maximum, others, terms
     terms = portable.exponentials(logits, finite(maximum), *scale)
     total = jnp.sum(terms, axis=-1)
     of_label = portable.term(label_logit, finite(maximum), *scale)
@@ -113,6 +109,15 @@ def entry(logits: Array, label: Array) -> Array:
 
 
 # --- parts of these -------------------------------------------------------------------------------
+
+
+def _others_and_terms(logits: Array, label: Array, *scale: Array) -> tuple[Array, Array, Array]:
+    """m, S and its terms, of few logits."""
+    if cpu_library.is_in_library(logits):
+        return cpu_library.others_and_terms(logits, label, *scale)
+    maximum = _maximum_of_others(logits, label)
+    terms = portable.shared_terms(logits, label, maximum, *scale)
+    return maximum, jnp.sum(terms, axis=-1), terms
 
 
 def _maximum_of_others(logits: Array, label: Array) -> Array:

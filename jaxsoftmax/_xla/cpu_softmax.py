@@ -27,11 +27,11 @@ from jaxsoftmax._xla.dtypes import accumulator
 
 def softmax(logits: Array) -> Array:
     """As `portable.softmax`."""
+    if is_one_loop(logits):
+        p = _plain_softmax(logits).astype(logits.dtype)
+        return repaired(p, p[..., 0], _treated_softmax, logits)
     if not is_plain(logits):
         return _treated_softmax(logits)
-    if is_one_loop(logits):
-        p = _plain_softmax(logits)
-        return repaired(p, p[..., 0], _treated_softmax, logits)
     terms, scale = _repaired_terms(logits, False)
     return terms * scale[..., None]
 

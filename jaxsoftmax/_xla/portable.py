@@ -19,7 +19,6 @@ from jaxsoftmax._xla.products import over_matrices, product
 State = Callable[..., tuple[Array, Array, Array]]  # as `row_state`
 Exponentials = Callable[[Array], tuple[Array, Array, Array]]  # as `row_exponentials`
 Odds = Callable[[Array], tuple[Array, Array]]  # as `largest_and_odds`
-Log1p = Callable[[Array], Array]
 
 
 def row_state(logits: Array, label: Array, *scale: Array) -> tuple[Array, Array, Array]:
@@ -72,10 +71,10 @@ def largest_and_odds(logits: Array) -> tuple[Array, Array]:
 
 
 def softmax(logits: Array, of: Exponentials = row_exponentials) -> Array:
-    """exp(x_c − m) / Σ_j exp(x_j − m), all 0 where no class exists; in the accumulator's dtype."""
+    """exp(x_c − m) / Σ_j exp(x_j − m), all 0 where no class exists; in the logits' dtype."""
     _, terms, total = of(logits)
     # A row without a class has terms 0 and total 0; where a class exists the total is at least 1.
-    return terms / at_least(total, 1.0)[..., None]
+    return (terms / at_least(total, 1.0)[..., None]).astype(logits.dtype)
 
 
 def softmax_tangent(logits: Array, tangent: Array, of: Exponentials = row_exponentials) -> Array:
@@ -101,7 +100,7 @@ def softmax_times(logits: Array, values: Array, of: Exponentials = row_exponenti
 log1p = lax.log1p
 
 
-def log_softmax(logits: Array, of: Odds = largest_and_odds, log1p: Log1p = log1p) -> Array:
+def log_softmax(logits: Array, of: Odds = largest_and_odds) -> Array:
     """(x_c − x_a) − log(1 + odds) of the largest class a; −inf where no class exists."""
     top, odds = of(logits)
     return log_probs.log_probs(top, log1p(odds), logits)
