@@ -291,12 +291,12 @@ def test_many_exponentials_of_half_precision_are_not_stored():
     numbers = jax.ShapeDtypeStruct((1 + cpu_blocks._STORED // 10_000, 10_000), "bfloat16")
     rows = jax.ShapeDtypeStruct((8192, 1000), "bfloat16")
     gradient = jax.grad(lambda x: jnp.sum(jaxsoftmax.logsumexp(x)))
-    cases = [(jaxsoftmax.softmax, numbers), (gradient, numbers)]
-    if cpu_plain.is_one_loop(rows):  # not in JAX 0.10
-        cases.append((jaxsoftmax.softmax, rows))
-    for f, x in cases:
+    cases = [(jaxsoftmax.softmax, numbers, 16), (gradient, numbers, 16)]
+    if "bfloat16" in cpu_plain._ONE_LOOP_DTYPES:  # not in JAX 0.10
+        cases.append((jaxsoftmax.softmax, rows, 8))
+    for f, x, share in cases:
         program = jax.jit(f).lower(x).compile()
-        assert program.memory_analysis().temp_size_in_bytes < x.size / 8
+        assert program.memory_analysis().temp_size_in_bytes < x.size / share
 
 
 @pytest.mark.exhaustive(every=3, cover=False)

@@ -464,3 +464,22 @@ def test_values_on_explicit_axes():
         gradient = jax.grad(js.linear_cross_entropy, 1)(x, kernel, y)
     p = np.exp(EYE) / np.exp(EYE).sum(-1, keepdims=True)
     np.testing.assert_allclose(gradient, (p - EYE) / 4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_many_rows_on_each_device(dtype):
+    """On a CPU gradients of many rows are corrected in loops, of which each device has its own."""
+    mesh = jax.make_mesh((2,), ("a",), axis_types=(AxisType.Auto,))
+    x = np.random.default_rng(0).normal(size=(8192, 40)).astype(np.float32)
+    x[::3, 7], x[5, 0], x[4100, 1], x[4200] = 30.0, np.inf, -np.inf, -np.inf
+    x, g = jnp.asarray(x, dtype), jnp.asarray(x[::-1] > 0.0, dtype)
+
+    def of_rows(x, g):
+        functions = (js.softmax, js.log_softmax)
+        gradients = [jax.vjp(f, x)[1](g)[0] for f in functions]
+        of_sums = jax.grad(lambda x: jnp.sum(js.logsumexp(x)))(x)
+        return js.softmax(x), *gradients, of_sums
+
+    mapped = jax.shard_map(of_rows, mesh=mesh, in_specs=P("a"), out_specs=P("a"))
+    for found, expected in zip(jax.jit(mapped)(x, g), jax.jit(of_rows)(x, g), strict=True):
+        np.testing.assert_array_equal(found, expected)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsoftmax._row.softmax import product_rule, softmax, transpose_each_other
+from jaxsoftmax._row.softmax import over_mesh, product_rule, transpose_each_other
 from jaxsoftmax._row.state import largest_and_odds, like_row, log1p
 from jaxsoftmax._xla import mesh
 from jaxsoftmax._xla.dtypes import PerClass, PerRow, widen
@@ -38,7 +38,7 @@ def _logsumexp_jvp(mesh_axis: AxisName, primals: Arrays, tangents: Arrays) -> tu
     if mesh_axis is None:
         return found, _mean_here(logits, v)
     moves = mesh.maximum(jnp.max(logits, axis=-1), mesh_axis) != jnp.inf
-    return found, keep(over_classes(softmax(logits, mesh_axis) * v, mesh_axis), moves)
+    return found, keep(over_classes(over_mesh(logits, mesh_axis) * v, mesh_axis), moves)
 
 
 @_mean_here.defjvp

@@ -29,7 +29,8 @@ from jaxsoftmax._xla.mesh import AxisName, over_classes
 from jaxsoftmax._xla.shardings import ones_of_rows
 
 NEAR = 1.0  # |d| for which `above_tangent` is made
-# The last power of d in its series, whose second derivative is then exact to rounding, too.
+# The last power of d in the series of `above_tangent`: its first two derivatives, too, are then off
+# by a few roundings.
 _LAST_POWER = {np.dtype(np.float32): 12, np.dtype(np.float64): 20}
 
 
@@ -109,7 +110,8 @@ def _rows(
     # b = (max x − max y) + t (loss of x − loss of y), a constant but for the motion.
     base, low = two_difference(top_x, top_y)
     base, lower = two_difference(base, -shift)
-    # Computed once, and not at every class. (One barrier for all would let all vary over a mesh.)
+    # The barriers keep XLA from computing these again at every class. (One barrier over all of them
+    # would make each vary over every mesh axis over which one does.)
     of_x, of_y, of_base, shift = jax.tree.map(
         lax.optimization_barrier, (of_x, of_y, (base, low + lower), shift)
     )

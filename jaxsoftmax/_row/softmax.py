@@ -24,11 +24,10 @@ _exponentials_here = Operation("row_exponentials", lambda x: (like_row(x), widen
 
 
 def softmax(logits: PerClass, mesh_axis: AxisName) -> PerClass:
-    """exp(x_c − m) / Σ_j exp(x_j − m), rounded to the logits' dtype where the classes are whole.
-
-    All are 0 where no class exists.
-    """
-    return _softmax_here(logits) if mesh_axis is None else _over_mesh(logits, mesh_axis)
+    """exp(x_c − m) / Σ_j exp(x_j − m) in the logits' dtype; all 0 where no class exists."""
+    if mesh_axis is None:
+        return _softmax_here(logits)
+    return over_mesh(logits, mesh_axis).astype(logits.dtype)
 
 
 @_softmax_here.defjvp
@@ -76,17 +75,17 @@ transpose_each_other(softmax_tangent, softmax_tangent)  # diag(p) − p pᵀ is 
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _over_mesh(logits: PerClass, mesh_axis: AxisName) -> PerClass:
-    """The classes being split over the devices."""
+def over_mesh(logits: PerClass, mesh_axis: AxisName) -> PerClass:
+    """The same in the accumulator's dtype, the classes being split over the devices."""
     here, terms, total = _exponentials_here(logits)
     rebase = jnp.exp(finite(here) - finite(mesh.maximum(here, mesh_axis)))
     total = mesh.total(total * rebase, mesh_axis)
     return terms * (rebase / at_least(total, 1.0))[..., None]
 
 
-@_over_mesh.defjvp
+@over_mesh.defjvp
 def _over_mesh_jvp(mesh_axis: AxisName, primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
-    p, v = _over_mesh(*primals, mesh_axis), widen(tangents[0])
+    p, v = over_mesh(*primals, mesh_axis), widen(tangents[0])
     mean = spread(over_classes(p * v, mesh_axis), v)
     moves = mesh.maximum(jnp.max(primals[0], axis=-1), mesh_axis) != jnp.inf
     return p, keep(p * (v - mean), spread(moves, v))
@@ -152,7 +151,7 @@ def _log_over_mesh_jvp(
     mesh_axis: AxisName, primals: Arrays, tangents: Arrays
 ) -> tuple[Array, Array]:
     (logits,), (v,) = primals, tangents
-    p, top = _over_mesh(logits, mesh_axis), mesh.maximum(jnp.max(logits, axis=-1), mesh_axis)
+    p, top = over_mesh(logits, mesh_axis), mesh.maximum(jnp.max(logits, axis=-1), mesh_axis)
     moves = (top != jnp.inf) | jnp.isnan(jnp.sum(p, axis=-1))  # a NaN stays one
     total = partial(over_classes, axis_name=mesh_axis)
     tangent = log_probs.tangent(p, log_probs.movable(logits, moves), widen(v), total)

@@ -177,7 +177,7 @@ def _with_confident(found: Array, logits: Array, g: Array) -> Array:
         found = state[1].at[:, :1].set(_gradient(row, sums, logits[:, :1], g[:, :1]))
         at_label = lax.iota(jnp.int32, len(row.label)), row.label
         found = found.at[at_label].set(sums.here, mode="promise_in_bounds", unique_indices=True)
-        return jnp.bool_(False), found
+        return state[0] & False, found  # which varies over a mesh as the rows do
 
     rows = found.reshape(-1, classes)
     marked = jnp.any(jnp.isinf(rows[:, 0]))

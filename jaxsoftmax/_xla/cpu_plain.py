@@ -1,6 +1,6 @@
 """Rows that are computed plainly, and once more where that gives NaN.
 
-XLA:CPU runs the textbook's formulas in float32 in one loop over many rows, or in one for maximum
+XLA:CPU runs the textbook's formulas in one loop over many rows, or in float32 in one for maximum
 and exponentials, but nothing that treats a row with +inf or one without a class (JAX 0.12, softmax
 of 8192 x 1000: 2.1 ms, treated 3.3). In such rows, as in those with a NaN, the formulas give NaN.
 """
@@ -21,9 +21,10 @@ from jaxsoftmax._xla.masks import at_least
 
 _IN_ONE_LOOP = 4096  # rows: with fewer XLA:CPU writes the exponentials before it sums them
 _REPAIRED = 1 << 17  # numbers at a time
-_TREATED = ["float16"]
-if jax.__version_info__ < (0, 11):  # beside the loop that repairs them XLA has an array in float32
-    _TREATED += ["bfloat16"]
+# Of a program that repairs rows of bfloat16 JAX 0.10 makes all logits float32 first (8192 x 1000:
+# 31 MiB); 0.11.2 and 0.12 do not.
+_IN_HALF = ["bfloat16"] if jax.__version_info__ >= (0, 11) else []
+_ONE_LOOP_DTYPES = ["float32", "float64", *_IN_HALF]
 
 _Results = TypeVar("_Results", Array, tuple[Array, Array])
 
@@ -34,11 +35,12 @@ def is_plain(logits: Array) -> bool:
 
 
 def is_one_loop(logits: Array) -> bool:
-    """Whether XLA:CPU runs all of such a formula in one: many rows, bfloat16 also if widened.
+    """Whether XLA:CPU runs the whole formula in one loop: for many rows, which it may widen there.
 
-    (JAX 0.12, softmax of 65536 x 128 bfloat16: 3.3 ms, treated 14; of float16 27, treated 14.)
+    (JAX 0.12, softmax of 65536 x 128 bfloat16: 3.3 ms, treated 14; of float64 29 and 35; of
+    float16 27 and 14.)
     """
-    many = is_sized(logits) and not is_small(logits) and logits.dtype not in _TREATED
+    many = is_sized(logits) and not is_small(logits) and logits.dtype.name in _ONE_LOOP_DTYPES
     return many and bool(logits.size >= _IN_ONE_LOOP * logits.shape[-1])
 
 

@@ -1,7 +1,7 @@
 """Softmax, its tangent and multiples, as XLA:CPU runs them fastest.
 
-In float32 all rows are computed by the textbook's formulas, and those of which that makes NaN once
-more (see `cpu_plain`).
+Many numbers in float32, and many rows in other dtypes, are computed by the textbook's formulas, and
+those rows of which that makes NaN once more (see `cpu_plain`).
 """
 
 from __future__ import annotations
