@@ -70,7 +70,8 @@ def kl_divergence(
         target alone makes KL(p‖q) +inf.
 
     Gradients: (q − p) / temperature for `logits` where beta is 0, formed without subtracting two
-        numbers that are nearly equal; exactly 0 for excluded classes and ignored examples.
+        numbers that are nearly equal. Those of either side keep their digits at a confidently
+        predicted class. Exactly 0 for excluded classes and ignored examples.
 
     Raises:
         TypeError: as `cross_entropy`.

@@ -224,6 +224,65 @@ def test_a_flat_row_of_which_one_class_rises(raised, beta):
     assert np.abs(found - expected).sum() < 2e-6 * np.abs(expected).sum()
 
 
+def exact_gradients(x, y, beta):
+    """Of the logits and of the target, with 50 digits, of one row each."""
+    with mpmath.workdps(50):
+        p, q, b = distribution(y), distribution(x), mpmath.mpf(beta)
+        m = [b * u + (1 - b) * v for u, v in zip(p, q, strict=True)]
+
+        def about_mean(u, v):
+            ratio = [mpmath.log(s / t) for s, t in zip(u, v, strict=True)]
+            mean = sum(s * r for s, r in zip(u, ratio, strict=True))
+            return [s * (r - mean) for s, r in zip(u, ratio, strict=True)]
+
+        if beta == 0.0:
+            found = [v - u for u, v in zip(p, q, strict=True)], about_mean(p, q)
+        elif beta == 1.0:
+            found = about_mean(q, p), [u - v for u, v in zip(p, q, strict=True)]
+        else:
+            of_x, of_y = about_mean(q, m), about_mean(p, m)
+            found = [(1 - b) * v for v in of_x], [b * v for v in of_y]
+        return [np.array(list(map(float, g))) for g in found]
+
+
+CONFIDENT = {
+    "the target": ([0.0, 0.0, 0.0], [25.0, 0.0, 1.0]),
+    "the logits": ([0.0, 30.0, 1.0], [2.0, 0.0, 1.0]),
+    "both": ([25.0, 0.0, 1.0], [25.0, 1.0, 0.5]),
+    "both of two classes": ([0.0, 22.0, 1.0], [25.0, 1.0, 0.5]),
+    "hardly": ([2.0, 0.0, 1.0], [1.2, 0.0, 2.0]),
+}
+
+
+@pytest.mark.parametrize("rows", CONFIDENT.values(), ids=CONFIDENT.keys())
+@pytest.mark.parametrize("beta", [0.0, 0.25, 1.0])
+def test_the_gradients_of_confident_rows(beta, rows):
+    """At the likely class they are those of the others, however small these are."""
+    x, y = (jnp.array(row) for row in rows)
+    f = compiled(jax.grad(partial(js.kl_divergence, beta=beta), (0, 1)))
+    for found, expected in zip(f(x, y), exact_gradients(x, y, beta), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=4e-6)
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0])
+def test_the_second_derivative_of_what_weighs_the_divergence(beta):
+    """Of the row whose classes weigh it, flat beside it the other one."""
+    weighs, other = [25.0, 0.0, 1.0], [0.0, 0.0, 0.0]
+    dots = [[0.3, -1.1, 0.7], [-0.4, 0.2, 0.9]]
+
+    def found(f, dtype):
+        at, tangents = (tuple(jnp.array(z, dtype) for z in of) for of in ((other, weighs), dots))
+        return jax.jvp(jax.grad(f, 1), at, tangents)[1]
+
+    if beta == 0.0:
+        ours = lambda x, y: js.kl_divergence(x, y)  # noqa: E731
+    else:
+        ours = lambda x, y: js.kl_divergence(y, x, beta=1.0)  # noqa: E731
+    with jax.enable_x64(True):
+        expected = np.asarray(found(lambda x, y: definition(x, y, 0.0, 1.0), jnp.float64))
+    np.testing.assert_allclose(found(ours, jnp.float32), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("beta", [0.0, 1.0])
 def test_the_second_derivative_of_a_confident_row(beta):
     """At the likely class it is that of the others, however small these are."""

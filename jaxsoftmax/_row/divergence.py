@@ -25,7 +25,7 @@ from jaxsoftmax._row.losses import RowLosses
 from jaxsoftmax._row.options import RowOptions
 from jaxsoftmax._row.pairs import NEAR, Pair, above_tangent, bounded, expm1, pair_of
 from jaxsoftmax._row.row import Temperature, over
-from jaxsoftmax._xla import mesh
+from jaxsoftmax._xla import log_probs, mesh
 from jaxsoftmax._xla.dtypes import PerClass, PerRow, finite, widen
 from jaxsoftmax._xla.forms import Arrays, Operation, Tangents, is_zero, jvp_of
 from jaxsoftmax._xla.masks import at_least, at_most, keep, spread
@@ -157,11 +157,13 @@ def _gradients(pair: Pair, beta: float, mesh_axis: AxisName) -> tuple[PerClass, 
     p, q, d, only_p, only_q, any_p, _ = pair
 
     def about_mean(p: PerClass, d: PerClass) -> PerClass:
-        # Σ p is 1 but for rounding, which times d would be added to d − Σ p d: of a likely class
-        # that is small.
+        # Σ p is 1 but for rounding, which times d would be added to d − Σ p d.
         total = at_least(over_classes(p, mesh_axis), 0.5)
-        mean = finite(over_classes(p * d, mesh_axis) / total)
-        return p * finite(d - spread(mean, d))
+
+        def mean_of(terms: PerClass) -> PerRow:
+            return over_classes(terms, mesh_axis) / total
+
+        return p * finite(log_probs.tangent(p, p != 0.0, d, mean_of))
 
     if beta == 0.0:
         near = _are_near(p, d)
