@@ -266,20 +266,22 @@ def test_the_gradients_of_confident_rows(beta, rows):
 
 @pytest.mark.parametrize("beta", [0.0, 1.0])
 def test_the_second_derivative_of_what_weighs_the_divergence(beta):
-    """Of the row whose classes weigh it, flat beside it the other one."""
-    weighs, other = [25.0, 0.0, 1.0], [0.0, 0.0, 0.0]
-    dots = [[0.3, -1.1, 0.7], [-0.4, 0.2, 0.9]]
+    """Of the row whose classes weigh it, the target or the logits, beside a flat one."""
+    flat, weighs = [0.0, 0.0, 0.0], [25.0, 0.0, 1.0]
+    dots = [0.3, -1.1, 0.7], [-0.4, 0.2, 0.9]
+    argument = 1 if beta == 0.0 else 0
+    order = slice(None, None, 1 if beta == 0.0 else -1)
 
     def found(f, dtype):
-        at, tangents = (tuple(jnp.array(z, dtype) for z in of) for of in ((other, weighs), dots))
-        return jax.jvp(jax.grad(f, 1), at, tangents)[1]
+        at, tangents = (
+            tuple(jnp.array(z, dtype) for z in of[order]) for of in ((flat, weighs), dots)
+        )
+        return jax.jvp(jax.grad(f, argument), at, tangents)[1]
 
-    if beta == 0.0:
-        ours = lambda x, y: js.kl_divergence(x, y)  # noqa: E731
-    else:
-        ours = lambda x, y: js.kl_divergence(y, x, beta=1.0)  # noqa: E731
     with jax.enable_x64(True):
-        expected = np.asarray(found(lambda x, y: definition(x, y, 0.0, 1.0), jnp.float64))
+        textbook = partial(definition, beta=beta, temperature=1.0)
+        expected = np.asarray(found(textbook, jnp.float64))
+    ours = partial(js.kl_divergence, beta=beta)
     np.testing.assert_allclose(found(ours, jnp.float32), expected, rtol=1e-5)
 
 
